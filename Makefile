@@ -1,0 +1,77 @@
+## stepkit: the paper "Spatio-Temporal Perturbations for Video Attribution" as a repository that runs.
+##
+## Each command makes the Python environment itself, once. It takes the virtual or conda environment
+## that is active, or the one of PYTHON=..., if that has the packages; otherwise it makes .venv here.
+##
+# GNU make 3.81 (macOS) and later, POSIX sh. `make` alone prints the lines with two hashes.
+
+PROFILE = quick
+DATA =
+ONLY =
+SET =
+PYTHON ?=
+
+# One stamp per environment that could be meant, so that activating another one is noticed. It holds
+# the path of the interpreter; a stamp whose interpreter is gone (rm -r .venv) counts for nothing.
+WHERE := $(shell printf '%s' "$(PYTHON)|$$VIRTUAL_ENV|$$CONDA_PREFIX" | cksum | cut -d ' ' -f 1)
+STAMP := .make/$(WHERE)
+$(shell test -x "$$(cat $(STAMP) 2>/dev/null)" || rm -f $(STAMP))
+RUN = "$$(cat $(STAMP))"
+
+.PHONY: help env reproduce test lint format notebooks lab clean
+
+help: ## print this
+	@sed -n 's/^## \{0,1\}//p' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  make reproduce PROFILE=gpu            another size; params/ holds one file per profile"
+	@echo "  make reproduce DATA=/path/to/videos   where the profile's videos are"
+	@echo "  make reproduce ONLY='01 03'           only these notebooks"
+	@echo "  make reproduce SET='seed=1 clips=4'   other values for parameters of the notebooks"
+
+env: $(STAMP) ## find or make the environment (3 to 7 minutes the first time)
+	@echo "env: $$(cat $(STAMP))"
+
+# Any Python from 3.11 can start this; tools/environment.py then decides which one is used.
+$(STAMP): requirements.lock pyproject.toml tools/environment.py
+	@for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11); do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	    exec "$$python" tools/environment.py $@ $(if $(PYTHON),--asked); \
+	done; \
+	echo "stepkit needs Python 3.11 or newer; $(if $(PYTHON),$(PYTHON) is none,none was found)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+reproduce: $(STAMP) ## run every notebook; tables and figures in runs/<profile>/report.html
+	@$(RUN) -m stepkit reproduce --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
+	    $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(foreach pair,$(SET),'$(pair)'))
+
+test: lint ## lint, then the tests of tests/, then every notebook against its stored outputs
+	@echo "test: tests/"
+	@$(RUN) -m pytest tests
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
+	    echo "test: notebooks/, as stored, each cell again (up to 10 minutes on two cores)"; \
+	    $(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
+	        --nbval-sanitize-with tests/sanitize.cfg --timeout 900 notebooks; \
+	else \
+	    echo "test: notebooks/ holds no notebook yet, nothing to re-run"; \
+	fi
+
+lint: $(STAMP) ## check format and style, notebooks included
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+
+format: $(STAMP) ## mend format and what ruff can mend by itself
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix .
+
+notebooks: $(STAMP) ## run the default profile and store its outputs in notebooks/*.ipynb
+	@$(RUN) -m stepkit reproduce --store $(if $(ONLY),--only $(ONLY))
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	@JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab notebooks
+
+clean: ## remove caches and build leftovers; runs/ and .venv stay, delete them by hand
+	rm -rf .make build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -name runs -prune -o -name .git -prune -o \
+	    \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

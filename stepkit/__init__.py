@@ -1,0 +1,39 @@
+"""stepkit: which pixels of a video, in which frames, made a network decide.
+
+The paper "Spatio-Temporal Perturbations for Video Attribution" (STEP, arXiv 2109.00222) as a
+library. ``import stepkit as sk``; the names below are its public face.
+"""
+
+from importlib.metadata import version
+
+from stepkit import data, metrics, models, plots, removal, stats, sweep, training, viz
+from stepkit.attribution import attribute, methods, step
+from stepkit.clips import read_clip, read_clips
+from stepkit.data import load_dataset
+from stepkit.metrics import deletion, insertion
+from stepkit.models import load_model
+from stepkit.viz import save_video, show
+
+__version__ = version("stepkit")
+__all__ = [
+    "attribute",
+    "data",
+    "deletion",
+    "insertion",
+    "load_dataset",
+    "load_model",
+    "methods",
+    "metrics",
+    "models",
+    "plots",
+    "read_clip",
+    "read_clips",
+    "removal",
+    "save_video",
+    "show",
+    "stats",
+    "step",
+    "sweep",
+    "training",
+    "viz",
+]

@@ -1,0 +1,248 @@
+"""Smooth masks from small seeds, and the two terms that shape them (paper §III, Eqs. 6-10).
+
+The seed mask has a cell every ``step`` pixels. A *smooth max* spreads each cell over a disc of
+about ``sigma`` pixels, onto a canvas that is larger than the frame, so that a cell at the border
+costs as much area as one in the middle. The frame's mask is the canvas, cropped.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepkit.checks import one_of, require
+
+SHARPNESS = 20.0  # of the smooth max
+TIE = 1e-5  # mask values closer than this are equal
+_BITS = SHARPNESS / math.log(2)  # exp(20z) is computed as 2^(_BITS·z): a third of the time on a CPU
+
+
+@dataclass(frozen=True)
+class MaskGeometry:
+    """Where seed cells, canvas and frame lie (SPEC §2.1; the smooth-max operator of ref. 43).
+
+    Attributes
+    ----------
+    height, width : int
+        The frame, in pixels.
+    step : int
+        Pixels between seed cells; 7 at the paper's 112×112.
+    sigma : int
+        Reach of a cell, and the canvas's margin, in pixels; 11 at 112×112.
+
+    Examples
+    --------
+    >>> MaskGeometry(112, 112, 7, 11).canvas
+    (134, 134)
+    """
+
+    height: int
+    width: int
+    step: int = 7
+    sigma: int = 11
+
+    def __post_init__(self):
+        require(self.step >= 1, "step", self.step, "at least one pixel")
+        require(self.sigma >= 1, "sigma", self.sigma, "at least one pixel")
+
+    @classmethod
+    def scaled(cls, height: int, width: int) -> "MaskGeometry":
+        """Return the paper's geometry, in proportion to the frame's shorter side."""
+        scale = min(height, width) / 112
+        return cls(height, width, max(1, round(7 * scale)), max(1, round(11 * scale)))
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Rows and columns of seed cells, ⌈H/s⌉ × ⌈W/s⌉."""
+        return math.ceil(self.height / self.step), math.ceil(self.width / self.step)
+
+    @property
+    def radius(self) -> int:
+        """Cells that a canvas pixel sees on either side, 1 + ⌈σ/s⌉."""
+        return 1 + math.ceil(self.sigma / self.step)
+
+    @property
+    def padding(self) -> int:
+        """Cells of value 0 around the seeds, 1 + ⌈2σ/s⌉."""
+        return 1 + math.ceil(2 * self.sigma / self.step)
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks of step×step canvas pixels that see the same cells.
+
+        ⌈H/s⌉ + 2p − 2r; more where that gives a canvas smaller than H + 2σ.
+        """
+        return tuple(
+            max(
+                cells + 2 * self.padding - 2 * self.radius,
+                math.ceil((edge + 2 * self.sigma + self.step - 1) / self.step),
+            )
+            for cells, edge in zip(self.seeds, (self.height, self.width), strict=True)
+        )
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the canvas, s·blocks − s + 1."""
+        return tuple(self.step * (blocks - 1) + 1 for blocks in self.blocks)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Weight of each cell that a pixel sees, float64 ((2r+1)², s²).
+
+        exp(−2·max(d/σ − ½, 0)²) at distance d. It depends on the pixel's place within its block
+        only; rows are the cells of the block's neighbourhood, in raster order.
+        """
+        pixel = torch.arange(self.step, dtype=torch.float64)
+        cell = torch.arange(2 * self.radius + 1, dtype=torch.float64)
+        # cell i of the grid sits at σ + s·i; block b sees the cells from b − p on
+        along = pixel - self.sigma - self.step * (cell[:, None] - self.padding)  # (2r+1, s)
+        squares = along[:, None, :, None] ** 2 + along[None, :, None, :] ** 2
+        distance = squares.sqrt().flatten(2).flatten(0, 1)
+        return torch.exp(-2 * (distance / self.sigma - 0.5).clamp(min=0) ** 2)
+
+    def spread(self, seeds: Tensor) -> Tensor:
+        """Spread seeds (..., h, w) in [0, 1] over the canvas (..., SH, SW).
+
+        Each pixel takes the smooth max Σ z·softmax(20·z) over the weighted cells z that it sees;
+        cells beyond the seed grid count as 0 and take part. Frames are independent.
+        """
+        lead, size = seeds.shape[:-2], seeds.shape[-2:]
+        require(size == self.seeds, "seeds", f"{tuple(size)} cells", f"{self.seeds}")
+        side, before, (bh, bw), s = 2 * self.radius + 1, self.padding, self.blocks, self.step
+        after = [n + side - 1 - before - cells for n, cells in zip((bh, bw), size, strict=True)]
+        grid = F.pad(seeds.reshape(-1, 1, *size), (before, after[1], before, after[0]))
+        cells = F.unfold(grid, side).transpose(0, 1).flatten(1)  # ((2r+1)², B·bh·bw)
+        canvas = _SmoothMax.apply(cells.contiguous(), self.weights.to(seeds))  # (s², B·bh·bw)
+        canvas = canvas.view(s, s, -1, bh, bw).permute(2, 3, 0, 4, 1).reshape(-1, s * bh, s * bw)
+        return canvas[:, : self.canvas[0], : self.canvas[1]].reshape(*lead, *self.canvas)
+
+    def crop(self, canvas: Tensor) -> Tensor:
+        """Cut the frame's mask (..., H, W) out of the canvas."""
+        top = self.sigma
+        return canvas[..., top : top + self.height, top : top + self.width]
+
+
+class _SmoothMax(torch.autograd.Function):
+    """Σ z·exp(20z) / Σ exp(20z) over the cells z = weight·cell that a pixel sees.
+
+    ``cells`` (K, B), one column per block; ``weights`` (K, s²) -> (s², B). One of the K cells at a
+    time, in buffers that are reused: nothing of size K·s²·B is ever stored.
+    """
+
+    @staticmethod
+    def forward(ctx, cells, weights):
+        shape = (weights.shape[1], cells.shape[1])
+        x, e = cells.new_empty(shape), cells.new_empty(shape)
+        total, weighted = cells.new_zeros(shape), cells.new_zeros(shape)
+        for cell, weight in zip(cells, _BITS * weights, strict=True):
+            torch.mul(weight[:, None], cell, out=x)
+            torch.exp2(x, out=e)
+            total += e
+            weighted.addcmul_(x, e)
+        out = weighted.div_(total).div_(_BITS)
+        ctx.save_for_backward(cells, weights, out, total)
+        return out.clamp(0, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        # ∂out/∂z = exp(20z) / Σexp(20z) · (1 + 20z − 20·out), and ∂z/∂cell = weight
+        cells, weights, out, total = ctx.saved_tensors
+        slope = upstream / total
+        offset, scaled = slope * (1 - SHARPNESS * out), slope * (SHARPNESS / _BITS)
+        gradient, x, e = torch.empty_like(cells), torch.empty_like(out), torch.empty_like(out)
+        for k, (cell, weight) in enumerate(zip(cells, weights, strict=True)):
+            torch.mul(_BITS * weight[:, None], cell, out=x)
+            torch.exp2(x, out=e)
+            torch.addcmul(offset, x, scaled, out=x)
+            gradient[k] = weight @ x.mul_(e)
+        return gradient, None
+
+
+def top_share(values: Tensor, counts: list[int]) -> Tensor:
+    """Mark the ``counts[a]`` largest of ``values[:, a]``; (N, A, n) -> weights (N, A, n) in [0, 1].
+
+    Values within 1e-5 of the threshold count as tied and share what is left of the count evenly:
+    pixels that the equations make equal differ in their last bits, and which of them is ahead would
+    otherwise depend on the machine.
+    """
+    marks = torch.empty_like(values)
+    n = values.shape[2]
+    for a, count in enumerate(counts):
+        row = values[:, a]
+        if count == 0:
+            marks[:, a] = 0
+            continue
+        threshold = row.kthvalue(n - count + 1, 1, keepdim=True).values
+        above, tied = row > threshold + TIE, (row - threshold).abs() <= TIE
+        share = (count - above.sum(1, keepdim=True)).to(row) / tied.sum(1, keepdim=True)
+        marks[:, a] = torch.where(tied, share.to(row), above.to(row))
+    return marks
+
+
+def area_loss(masks: Tensor, areas) -> Tensor:
+    """L_S of Eq. 6, the squared distance of the sorted mask from v·|M| ones, divided by |M|.
+
+    ``masks`` (N, A, T, H, W), ``areas`` A shares v -> (N, A). No sort is needed:
+    ‖sort(m) − r_v‖² = Σm² − 2·Σ(largest k of m) + k, with k = v·|M|.
+    """
+    values = masks.flatten(2)
+    n = values.shape[2]
+    counts = [round(v * n) for v in areas]
+    top = top_share(values.detach(), counts)
+    fixed = values.new_tensor(counts)
+    return ((values * (values - 2 * top)).sum(2) + fixed) / n
+
+
+def core_kernel(length: int, size: int, shape: str = "ellipsoid") -> Tensor:
+    """Return the kernel K of Eqs. 9-10, float64 (length, size, size), summing to one.
+
+    An ellipsoid inscribed in the box, or the cylinder that the paper mentions. A box one voxel long
+    has its only slice at the centre.
+    """
+    one_of("kernel_shape", shape, ("ellipsoid", "cylinder"))
+    require(length >= 1, "kernel_length", length, "at least one frame")
+    edges = ([-1, 1] if n > 1 else [0, 0] for n in (length, size, size))
+    axes = (
+        torch.linspace(*ends, n, dtype=torch.float64)
+        for ends, n in zip(edges, (length, size, size), strict=True)
+    )
+    t, i, j = torch.meshgrid(*axes, indexing="ij")
+    radius = i**2 + j**2 + (t**2 if shape == "ellipsoid" else 0)
+    kernel = (radius <= 1 + 1e-12).double()
+    require(
+        bool(kernel.any()), "kernel_size", f"{length}x{size}x{size}", "a kernel with a voxel in it"
+    )
+    return kernel / kernel.sum()
+
+
+def core_loss(masks: Tensor, areas, kernel: Tensor, form: str = "printed") -> Tensor:
+    """L_K of Eqs. 7-8: the mask, averaged over small tubes, shall be full or empty as well.
+
+    ``masks`` (N, A, T, H, W) -> (N, A). M∗K has spatial strides of the kernel's size, temporal
+    stride 1, no padding.
+
+    ``form="printed"``: L_S of M∗K at the area β·v, β = THW / ((T+T_K−1)(H+H_K−1)(W+W_K−1)).
+    ``form="released"``: the k largest and the rest averaged apart and added, with
+    k = ⌈v·T·H·W / ⌊0.5236·T_K·H_K·W_K⌋⌉ (0.5236 = π/6, the ellipsoid's share of its box).
+    """
+    one_of("core_form", form, ("printed", "released"))
+    T, H, W = masks.shape[2:]
+    length, size = kernel.shape[0], kernel.shape[1]
+    fits = length <= T and size <= min(H, W)
+    require(fits, "kernel_length", f"kernel {tuple(kernel.shape)}", f"at most the mask {(T, H, W)}")
+    convolved = F.conv3d(
+        masks.flatten(0, 1)[:, None], kernel.to(masks)[None, None], stride=(1, size, size)
+    ).reshape(*masks.shape[:2], -1)
+    if form == "printed":
+        beta = T * H * W / ((T + length - 1) * (H + size - 1) * (W + size - 1))
+        return area_loss(convolved[:, :, :, None, None], [beta * v for v in areas])
+    n, element = convolved.shape[2], max(1, int(kernel.numel() * 0.5236))
+    counts = [min(n, math.ceil(v * T * H * W / element)) for v in areas]
+    top = top_share(convolved.detach(), counts)
+    k = convolved.new_tensor(counts)
+    full = (top * (1 - convolved) ** 2).sum(2) / k.clamp(min=1)
+    return full + ((1 - top) * convolved**2).sum(2) / (n - k).clamp(min=1)

@@ -1,0 +1,403 @@
+"""STEP, spatio-temporal extremal perturbations (paper §III): masks by optimisation.
+
+For each preserved share v, the mask that keeps the network sure of the class:
+
+    M_v = argmin λ1·L_S(M) + λ2·L_K(M) − Φ_c(M⊗X)                                        (Eq. 11)
+
+L_S holds the mask's area at v, L_K makes it hang together in space and time (both in `masks`); ⊗
+removes what the mask does not keep (`stepkit.removal`). All areas of all clips of a batch are
+optimised side by side.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from stepkit import removal as removals
+from stepkit.attribution.masks import MaskGeometry, area_loss, core_kernel, core_loss
+from stepkit.checks import clips as check_clips
+from stepkit.checks import one_of, require
+from stepkit.checks import targets as check_targets
+from stepkit.models import check_model, device_of, frozen, probability
+from stepkit.removal import Removal, gaussian_blur, read
+
+FULL_RUN = 1200  # iterations of the released code, for which the weights below were set
+FULL_SEEDS = 16 * 16 * 16  # seed cells of the paper's 16×112×112 clip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What STEP can be told; lengths of None follow the clip's size.
+
+    Attributes
+    ----------
+    areas : tuple of float
+        Preserved shares v, of the canvas.
+    iterations : int
+        Steps of the optimiser. The schedules of the weights stretch with it, and the learning rate
+        shrinks with it, so that the path is the same length.
+    learning_rate, momentum, dampening : float
+        Of SGD, for 1200 iterations.
+    area_weight, area_growth, core_weight : float
+        λ1, the factor by which it has grown at the end, λ2. They count per seed cell: on a clip
+        with fewer cells each is pushed as hard as on the paper's 16×112×112 (SPEC §9).
+    core_start : float
+        λ2 is 0 for this share of the iterations.
+    kernel_length, kernel_size : int or None
+        T_K (0: no L_K) and H_K = W_K; by default 8 and 11 at 16×112×112, in proportion.
+    kernel_shape : str
+        ``"ellipsoid"`` or ``"cylinder"``.
+    core_form : str
+        L_K as ``"printed"`` or as ``"released"``, see `masks.core_loss`.
+    reward : str
+        ``"probability"`` for Φ_c, ``"log"`` for log Φ_c.
+    removal : str or Removal
+        What stands where the mask is 0.
+    on_canvas : bool
+        Area terms on the padded canvas, or on the visible mask only.
+    variant : str
+        ``"preservation"``: M⊗X keeps the class. ``"deletion"``: (1−M)⊗X loses it. ``"dual"``: both.
+    step, sigma : int or None
+        Of the mask generator, see `MaskGeometry`; by default 7 and 11 at 112×112, in proportion.
+    """
+
+    areas: Sequence[float] = (0.05, 0.10, 0.15, 0.20)
+    iterations: int = FULL_RUN
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    dampening: float = 0.9
+    area_weight: float = 300.0
+    area_growth: float = 1.0008668**FULL_RUN
+    core_weight: float = 300.0
+    core_start: float = 101 / FULL_RUN
+    kernel_length: int | None = None
+    kernel_size: int | None = None
+    kernel_shape: str = "ellipsoid"
+    core_form: str = "printed"
+    reward: str = "probability"
+    removal: str | Removal = "blur"
+    on_canvas: bool = True
+    variant: str = "preservation"
+    step: int | None = None
+    sigma: int | None = None
+
+    def __post_init__(self):
+        given = isinstance(self.areas, Iterable)
+        require(given, "areas", self.areas, "rising shares between 0 and 1")
+        areas = tuple(self.areas)
+        ordered = all(0 < v < 1 for v in areas) and list(areas) == sorted(set(areas))
+        require(len(areas) > 0 and ordered, "areas", self.areas, "rising shares between 0 and 1")
+        object.__setattr__(self, "areas", areas)
+        whole = isinstance(self.iterations, int) and self.iterations >= 1
+        require(whole, "iterations", self.iterations, "a whole number, at least 1")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
+        lengths = ("kernel_length", 0), ("kernel_size", 1), ("step", 1), ("sigma", 1)
+        for name, least in lengths:
+            value = getattr(self, name)
+            fits = value is None or (isinstance(value, int) and value >= least)
+            require(fits, name, value, f"a whole number, at least {least}")
+        one_of("kernel_shape", self.kernel_shape, ("ellipsoid", "cylinder"))
+        one_of("core_form", self.core_form, ("printed", "released"))
+        one_of("reward", self.reward, ("probability", "log"))
+        one_of("variant", self.variant, ("preservation", "deletion", "dual"))
+        object.__setattr__(self, "removal", removals.named(self.removal))
+
+
+PRESETS = {
+    "default": Settings(),
+    "printed": Settings(removal=removals.blur(levels=2), on_canvas=False),
+    "released": Settings(areas=(0.05, 0.10, 0.15, 0.50), reward="log", core_form="released"),
+    "fast": Settings(iterations=200),
+}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What STEP found.
+
+    Attributes
+    ----------
+    masks : Tensor
+        float32 (N, A, T, H, W) in [0, 1], nearly binary.
+    areas : tuple of float
+        The A preserved shares v that were asked for.
+    probabilities : Tensor
+        (N, A), Φ_c of M⊗X; of (1−M)⊗X for the deletion variant.
+    visible_share : Tensor
+        (N, A), mean of the visible mask; differs from v because v counts the padded canvas.
+    history : DataFrame
+        ``clip, area, iteration, probability, area_loss, core_loss``.
+    settings : Settings
+        All that was used, lengths filled in.
+    interrupted : bool
+        Ctrl-C came before the last iteration. The masks are those reached; clips of batches that
+        had not begun are left out.
+    precision, device : str
+        In what and where the model ran.
+    """
+
+    masks: Tensor
+    areas: tuple[float, ...]
+    probabilities: Tensor
+    visible_share: Tensor
+    history: pd.DataFrame
+    settings: Settings
+    interrupted: bool
+    precision: str
+    device: str
+
+    @property
+    def heatmap(self) -> Tensor:
+        """The masks summed over areas, blurred with σ = 10 px at 112 (§V-A.3); (N, T, H, W)."""
+        return heatmap(self.masks)
+
+    def smallest(self, phi0: float) -> tuple[Tensor, Tensor]:
+        """Return the smallest area that is enough, and its mask (Eq. 4).
+
+        v* = min{v : Φ_c(M_v⊗X) ≥ Φ0}; for the deletion variant, Φ_c((1−M_v)⊗X) ≤ Φ0.
+
+        Parameters
+        ----------
+        phi0 : float
+            The probability Φ0 that has to be reached, in (0, 1).
+
+        Returns
+        -------
+        area : Tensor
+            (N,), v*; NaN where no area is enough.
+        mask : Tensor
+            (N, T, H, W), M_v*; NaN where no area is enough.
+        """
+        require(0 < phi0 < 1, "phi0", phi0, "a probability between 0 and 1")
+        deletion = self.settings.variant == "deletion"
+        enough = self.probabilities <= phi0 if deletion else self.probabilities >= phi0
+        first = enough.int().argmax(1)
+        found = enough.any(1)
+        area = torch.tensor(self.areas)[first.cpu()].to(self.masks)
+        mask = self.masks[torch.arange(len(first)), first]
+        nan = float("nan")
+        return area.where(found, nan), mask.where(found[:, None, None, None], nan)
+
+
+def heatmap(masks: Tensor) -> Tensor:
+    """Turn masks (N, A, T, H, W) into one attribution map (N, T, H, W): sum, then blur (§V-A.3)."""
+    return gaussian_blur(masks.sum(1), 10 * min(masks.shape[-2:]) / 112, edge="reflect")
+
+
+def step(
+    model: nn.Module,
+    clips: Tensor,
+    targets,
+    preset: str = "default",
+    *,
+    batch_size: int = 4,
+    progress: bool = False,
+    **options,
+) -> StepResult:
+    """Explain clips by STEP (Eq. 11).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Clips (N, 3, T, H, W) to logits (N, K); left as it was.
+    clips : Tensor
+        float32 (N, 3, T, H, W), normalised.
+    targets : Tensor or int
+        Class indices (N,).
+    preset : str
+        ``"default"``: as printed where the paper prints, as released where it is silent, and the
+        8-level blur. ``"printed"``: also the two-level blur and the visible mask. ``"released"``:
+        as the authors' code. ``"fast"``: fewer, larger steps.
+    batch_size : int
+        Clips optimised side by side; bounds the memory, does not change the result.
+    progress : bool
+        Show a bar.
+    **options
+        Fields of `Settings`, which replace the preset's: ``areas=``, ``iterations=``,
+        ``kernel_length=``, ``kernel_shape=``, ``variant=``, ...
+
+    Returns
+    -------
+    StepResult
+        ``.masks .probabilities .visible_share .history .heatmap .smallest(phi0)``. Ctrl-C ends the
+        optimisation early and returns what there is. STEP draws no random numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unknown preset or option; a value out of range; clips, targets or a model that do not fit;
+        a model through which no gradient flows, or that returns NaN on the way.
+
+    Examples
+    --------
+    >>> from stepkit.models import load_model
+    >>> model = load_model("r2plus1d_narrow", num_classes=6)
+    >>> found = step(model, torch.randn(1, 3, 8, 48, 48), 2, iterations=2)
+    >>> found.masks.shape
+    torch.Size([1, 4, 8, 48, 48])
+    """
+    check_clips(clips)
+    clips = clips.detach()
+    require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
+    settings = _settings(preset, options, clips.shape[2:])
+    device = device_of(model, clips.device)
+    with frozen(model), torch.enable_grad():
+        classes = check_model(model, clips[:1].to(device), gradient=True)
+        targets = check_targets(targets, len(clips), classes, clips.device)
+        starts = range(0, len(clips), batch_size)
+        bar = tqdm(
+            total=len(starts) * settings.iterations, desc="STEP", disable=not progress, leave=False
+        )
+        parts = []
+        for start in starts:
+            chunk = slice(start, start + batch_size)
+            part = _optimise(
+                model, clips[chunk].to(device), targets[chunk].to(device), settings, bar
+            )
+            parts.append(part)
+            if part[3]:  # interrupted
+                break
+        bar.close()
+    masks, probabilities, histories, stopped = zip(*parts, strict=True)
+    masks = torch.cat(masks).to(clips.device)
+    return StepResult(
+        masks=masks,
+        areas=settings.areas,
+        probabilities=torch.cat(probabilities).to(clips.device),
+        visible_share=masks.mean((2, 3, 4)),
+        history=_history(histories, settings),
+        settings=settings,
+        interrupted=any(stopped),
+        precision=str(clips.dtype).removeprefix("torch."),
+        device=str(device),
+    )
+
+
+def _settings(preset: str, options: dict, size) -> Settings:
+    """Return the preset with ``options`` in it and the lengths that follow the clip's size."""
+    one_of("preset", preset, PRESETS)
+    names = [field.name for field in fields(Settings)]
+    for name in options:
+        one_of("option", name, names)
+    chosen = replace(PRESETS[preset], **options)
+    frames, height, width = size
+    scaled = MaskGeometry.scaled(height, width)
+    size = min(height, width, max(3, round(11 * min(height, width) / 112)))
+    lengths = {
+        "kernel_length": max(1, round(8 * frames / 16)),
+        "kernel_size": size - (size + 1) % 2,  # odd: an even ellipsoid has no poles
+        "step": scaled.step,
+        "sigma": scaled.sigma,
+    }
+    return replace(
+        chosen,
+        **{name: value for name, value in lengths.items() if getattr(chosen, name) is None},
+    )
+
+
+def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar):
+    """Optimise all areas of a few clips.
+
+    Returns masks (n, A, T, H, W), probabilities (n, A), history (iterations, 3, n, A), interrupted.
+    """
+    n, A, frames = len(clips), len(settings.areas), clips.shape[2]
+    geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
+    ladder = settings.removal.ladder(clips)
+    objective = _Objective(settings, geometry, clips)
+    each = targets.repeat_interleave(A)
+    seeds = clips.new_ones(n, A, frames, *geometry.seeds, requires_grad=True)
+    rate = settings.learning_rate * FULL_RUN / settings.iterations
+    optimiser = torch.optim.SGD(
+        [seeds], rate, momentum=settings.momentum, dampening=settings.dampening
+    )
+    history = clips.new_zeros(settings.iterations, 3, n, A)
+    done, interrupted = 0, False
+    try:
+        for done in range(settings.iterations):
+            canvas = geometry.spread(seeds)
+            phi = _probabilities(model, ladder, geometry.crop(canvas), each, settings.variant)
+            energy, terms = objective(phi, canvas, done / settings.iterations)
+            optimiser.zero_grad()
+            energy.backward()
+            optimiser.step()
+            with torch.no_grad():
+                seeds.clamp_(0, 1)
+            history[done] = terms
+            bar.update()
+        done = settings.iterations
+    except KeyboardInterrupt:
+        interrupted = True
+    with torch.no_grad():
+        masks = geometry.crop(geometry.spread(seeds.detach())).contiguous()
+        phi = _probabilities(model, ladder, masks, each, settings.variant)[0]
+    finite = bool(torch.isfinite(phi).all()) and bool(torch.isfinite(masks).all())
+    require(finite, "model", "NaN during the optimisation", "finite logits and gradients")
+    return masks, phi.view(n, A), history[:done].cpu(), interrupted
+
+
+def _probabilities(model, ladder, masks, targets, variant) -> list[Tensor]:
+    """Return Φ_c, flat (N·A,), of what the variant looks at.
+
+    One tensor; for ``"dual"`` two, what is kept first.
+    """
+    views = {"preservation": [masks], "deletion": [1 - masks], "dual": [masks, 1 - masks]}[variant]
+    kept = torch.cat([read(ladder, view).flatten(0, 1) for view in views])
+    phi = probability(model(kept), targets.repeat(len(views)))
+    return list(phi.chunk(len(views)))
+
+
+class _Objective:
+    """Eq. 11 for all clips and areas at once."""
+
+    def __init__(self, settings: Settings, geometry: MaskGeometry, clips: Tensor):
+        self.settings, self.geometry = settings, geometry
+        frames = clips.shape[2]
+        cells = frames * math.prod(geometry.seeds)
+        self.balance = cells / FULL_SEEDS
+        self.kernel = None
+        if settings.kernel_length:
+            kernel = core_kernel(
+                settings.kernel_length, settings.kernel_size, settings.kernel_shape
+            )
+            self.kernel = kernel.to(clips)
+
+    def __call__(self, phi: list[Tensor], canvas: Tensor, time: float) -> tuple[Tensor, Tensor]:
+        """Return the energy summed over clips and areas, and its terms (3, n, A) for the record.
+
+        ``time`` in [0, 1) is the share of the iterations that is done.
+        """
+        s = self.settings
+        mask = canvas if s.on_canvas else self.geometry.crop(canvas)
+        area = area_loss(mask, s.areas)
+        lambda1 = self.balance * s.area_weight * s.area_growth**time
+        energy = lambda1 * area.sum()
+        core = torch.zeros_like(area)
+        if self.kernel is not None:
+            core = core_loss(mask, s.areas, self.kernel, s.core_form)
+            if time >= s.core_start:
+                energy = energy + self.balance * s.core_weight * core.sum()
+        rewards = [p.clamp_min(1e-12).log() if s.reward == "log" else p for p in phi]
+        kept = rewards[0] if s.variant != "deletion" else -rewards[0]
+        energy = energy - kept.sum() + (rewards[1].sum() if s.variant == "dual" else 0)
+        return energy, torch.stack([phi[0].view_as(area), area, core]).detach()
+
+
+def _history(parts, settings: Settings) -> pd.DataFrame:
+    """Stack histories (iterations, 3, n, A) of several batches into one long table."""
+    tables, clip = [], 0
+    for part in parts:
+        done, _, n, _ = part.shape
+        index = pd.MultiIndex.from_product(
+            [range(done), range(clip, clip + n), settings.areas],
+            names=["iteration", "clip", "area"],
+        )
+        columns = ["probability", "area_loss", "core_loss"]
+        values = part.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+        tables.append(pd.DataFrame(values, index, columns).reset_index())
+        clip += n
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,68 @@
+"""Arguments, checked at the door: every error names argument, value and expectation.
+
+Lowest floor of the library: imports nothing of it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def require(condition: bool, argument: str, given: object, expected: str) -> None:
+    """Raise ``ValueError("argument: got <given>, expected <expected>")`` unless ``condition``."""
+    if not condition:
+        raise ValueError(f"{argument}: got {given}, expected {expected}")
+
+
+def one_of(argument: str, given: object, choices) -> None:
+    """Raise ``ValueError`` that lists ``choices`` unless ``given`` is one of them."""
+    choices = list(choices)
+    require(given in choices, argument, repr(given), "one of " + ", ".join(map(repr, choices)))
+
+
+def tensor(argument: str, given: object, shape: str, dtype=torch.float32) -> Tensor:
+    """Check a float32 tensor of finite values.
+
+    ``shape`` spells the axes, as in ``"(N, 3, T, H, W)"``: a number is a fixed length, a letter any
+    length of at least one.
+
+    Raises
+    ------
+    TypeError
+        ``given`` is no tensor, or of another dtype.
+    ValueError
+        Another rank or length, an empty axis, a NaN or an infinity.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{argument}: got {type(given).__name__}, expected a tensor {shape}")
+    if given.dtype != dtype:
+        raise TypeError(f"{argument}: got dtype {given.dtype}, expected {dtype}")
+    axes = [axis.strip() for axis in shape.strip("()").split(",")]
+    fits = given.ndim == len(axes) and all(
+        int(axis) == length if axis.isdigit() else length > 0
+        for axis, length in zip(axes, given.shape, strict=True)
+    )
+    require(fits, argument, f"shape {tuple(given.shape)}", shape)
+    if dtype.is_floating_point:
+        require(bool(torch.isfinite(given).all()), argument, "NaN or infinity", "finite values")
+    return given
+
+
+def clips(given: object) -> Tensor:
+    """Check a batch of normalised clips, float32 (N, 3, T, H, W)."""
+    return tensor("clips", given, "(N, 3, T, H, W)")
+
+
+def targets(given: object, n: int, classes: int, device=None) -> Tensor:
+    """Return the target classes as int64 (N,); an int stands for the same class in every clip."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = torch.full((n,), given)
+    try:
+        given = torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"targets: got {type(given).__name__}, expected N class indices") from error
+    if given.dtype.is_floating_point or given.dtype in (torch.bool, torch.complex64):
+        raise TypeError(f"targets: got dtype {given.dtype}, expected integers")
+    require(tuple(given.shape) == (n,), "targets", f"shape {tuple(given.shape)}", f"({n},)")
+    low, high = int(given.min()), int(given.max())
+    require(low >= 0 and high < classes, "targets", f"{low}..{high}", f"classes 0..{classes - 1}")
+    return given.long()

@@ -1,0 +1,461 @@
+"""Clips: from a video file, or a folder of frames, to the normalised tensor that models see.
+
+Every source is read in one forward pass that keeps the frames asked for, already resized: memory
+grows with what is asked for, not with the length of the video.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from stepkit.checks import one_of, require
+
+MEAN = (0.43216, 0.394666, 0.37645)  # of Kinetics-400, RGB in [0, 1]
+STD = (0.22803, 0.22145, 0.216989)
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """Take RGB in [0, 1] to the space of models, maps and masks: ``(frames - MEAN) / STD``.
+
+    Parameters
+    ----------
+    frames : Tensor
+        Floating (..., 3, T, H, W), any device.
+
+    Returns
+    -------
+    Tensor
+        Same shape, dtype and device.
+
+    Raises
+    ------
+    ValueError
+        Another shape, or no floating dtype.
+
+    Examples
+    --------
+    >>> black = normalise(torch.zeros(3, 16, 112, 112))
+    """
+    mean, std = _constants("frames", frames)
+    return (frames - mean) / std
+
+
+def unnormalise(clips: Tensor) -> Tensor:
+    """Undo `normalise`, for pictures: RGB, clamped to [0, 1].
+
+    Parameters
+    ----------
+    clips : Tensor
+        Floating (..., 3, T, H, W), normalised, any device.
+
+    Returns
+    -------
+    Tensor
+        Same shape, dtype and device.
+
+    Raises
+    ------
+    ValueError
+        Another shape, or no floating dtype.
+
+    Examples
+    --------
+    >>> unnormalise(normalise(torch.full((3, 1, 1, 1), 0.5))).flatten().tolist()
+    [0.5, 0.5, 0.5]
+    """
+    mean, std = _constants("clips", clips)
+    return (clips * std + mean).clamp(0, 1)
+
+
+def sample_frames(n, frames=16, mode="test", start=0, stop=None, generator=None) -> list[int]:
+    """Choose the frames of a clip (paper §V-A.2): one of each of 16 segments.
+
+    Of a range of m frames, test mode takes every ⌊m/frames⌋-th counted back from the last, train
+    mode a random one of each of ``frames`` equal segments. Where m < ``frames``, both repeat the
+    frames of the range evenly.
+
+    Parameters
+    ----------
+    n : int
+        Frames in the source.
+    frames : int, default 16
+        Frames to choose.
+    mode : {"test", "train"}, default "test"
+    start, stop : int, default the whole source
+        The range; ``stop`` is exclusive.
+    generator : torch.Generator, optional
+        Needed in train mode: the global random state is never touched. Each call advances it by
+        ``frames`` draws.
+
+    Returns
+    -------
+    list of int
+        ``frames`` positions in the source, from 0, never decreasing.
+
+    Raises
+    ------
+    ValueError
+        An unknown mode, an empty range or one outside the source, no generator in train mode.
+
+    Examples
+    --------
+    >>> sample_frames(10, frames=4), sample_frames(3, frames=6)
+    ([3, 5, 7, 9], [0, 0, 1, 1, 2, 2])
+    """
+    one_of("mode", mode, ("test", "train"))
+    n, frames = _integer("n", n, 1), _integer("frames", frames, 1)
+    start = _integer("start", start, 0, n - 1)
+    stop = n if stop is None else _integer("stop", stop, start + 1, n)
+    edges = [start + i * (stop - start) // frames for i in range(frames + 1)]
+    if mode == "test":
+        step = (stop - start) // frames
+        return [stop - 1 - step * i for i in reversed(range(frames))] if step else edges[:-1]
+    require(generator is not None, "generator", None, "a torch.Generator, to draw frames in train")
+    # float64: a float32 draw next to 1 would round up into the segment that follows
+    draws = torch.rand(
+        frames, generator=generator, device=generator.device, dtype=torch.float64
+    ).tolist()
+    segments = zip(draws, pairwise(edges), strict=True)
+    return [low + int(u * (high - low)) for u, (low, high) in segments]
+
+
+def read_frames(path, indices=None, size=112) -> Tensor:
+    """Read frames of a video file, or of a folder of images, upright and resized.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any video that FFmpeg decodes, or a folder of images (jpg, png, bmp, webp), one per frame,
+        in the natural order of their names: "f2" before "f10".
+    indices : iterable of int, default all frames
+        Positions from 0, wherever the names of a folder start to count; any order, repeats too.
+    size : int or (int, int), default 112
+        Side, or height and width, in pixels, whatever the aspect ratio: bilinear, antialiased.
+
+    Returns
+    -------
+    Tensor
+        uint8 (T, H, W, 3), RGB.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file or folder.
+    ValueError
+        No video; a damaged or truncated one (where its container tells its length: mp4, mov, mkv,
+        webm, avi, gif); no images; a broken image, or one of another size; no such index.
+
+    Examples
+    --------
+    >>> read_frames("surfing.mp4", [0, 24], size=(128, 171)).shape
+    torch.Size([2, 128, 171, 3])
+    """
+    path, size = _source(path), _size(size)
+    if indices is None:
+        kept, seen = _collect(path, None, size)
+        return _stack(kept, range(seen))
+    indices = [_integer("indices", index, 0) for index in indices]
+    require(bool(indices), "indices", "none", "at least one frame")
+    kept, seen = _collect(path, set(indices), size, max(indices) + 1)
+    require(max(indices) < seen, "indices", max(indices), f"0..{seen - 1}, the frames of '{path}'")
+    return _stack(kept, indices)
+
+
+def read_clip(path, frames=16, size=112, mode="test", start=0, stop=None, generator=None) -> Tensor:
+    """Read one clip, sampled as in the paper (§V-A.2) and normalised: what a model takes.
+
+    Parameters
+    ----------
+    path, size
+        As in `read_frames`.
+    frames, mode, start, stop, generator
+        As in `sample_frames`.
+
+    Returns
+    -------
+    Tensor
+        float32 (3, frames, H, W).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_frames` and `sample_frames`.
+
+    Examples
+    --------
+    >>> read_clip("surfing.mp4").shape
+    torch.Size([3, 16, 112, 112])
+    """
+    path, size, start = _source(path), _size(size), _integer("start", start, 0)
+    # The metadata only guess the length: reading to the end tells it. A wrong guess costs a second
+    # pass, which must draw again what the first one drew.
+    n = max(_guess_count(path), start + 1) if stop is None else _integer("stop", stop, start + 1)
+    state = None if generator is None else generator.get_state()
+    while True:
+        indices = sample_frames(n, frames, mode, start, stop, generator)
+        kept, seen = _collect(path, set(indices), size, stop)
+        if seen == n:
+            rgb = _stack(kept, indices).permute(3, 0, 1, 2).contiguous()
+            return normalise(rgb.float() / 255)
+        inside = stop is None and start < seen
+        require(inside, "start, stop", (start, stop), f"a range in the {seen} frames of '{path}'")
+        n = seen
+        if generator is not None:
+            generator.set_state(state)
+
+
+def read_clips(paths, **options) -> Tensor:
+    """Read several sources into one batch (N, 3, frames, H, W), in their order.
+
+    ``options`` are the keywords of `read_clip`, whose errors it raises, also for an empty list.
+    Clip after clip draws from the one ``generator``.
+
+    Examples
+    --------
+    >>> read_clips(["surfing.mp4", "surfing.mp4"], frames=8).shape
+    torch.Size([2, 3, 8, 112, 112])
+    """
+    require(not isinstance(paths, (str, Path)), "paths", repr(paths), "a list of paths")
+    clips = [read_clip(path, **options) for path in paths]
+    require(bool(clips), "paths", "none", "at least one path")
+    return torch.stack(clips)
+
+
+def frame_count(path) -> int:
+    """Count the frames of a source by reading it to its end; raises as `read_frames`.
+
+    Examples
+    --------
+    >>> frame_count("surfing.mp4")
+    25
+    """
+    with closing(_lazy_frames(_source(path))) as frames:
+        return sum(1 for _ in frames)
+
+
+def frame_size(path) -> tuple[int, int]:
+    """Return (H, W) in pixels of the source, upright; raises as `read_frames`.
+
+    Examples
+    --------
+    >>> frame_size("surfing.mp4")
+    (240, 320)
+    """
+    with closing(_lazy_frames(_source(path))) as frames:
+        return next(frames)().shape[:2]
+
+
+# --- arguments ---
+
+
+def _constants(argument: str, given: Tensor) -> tuple[Tensor, Tensor]:
+    fits = given.is_floating_point() and given.ndim >= 4 and given.shape[-4] == 3
+    found = f"{given.dtype} {tuple(given.shape)}"
+    require(fits, argument, found, "floating values (..., 3, T, H, W)")
+    return tuple(given.new_tensor(values).view(3, 1, 1, 1) for values in (MEAN, STD))
+
+
+def _integer(argument: str, given: object, low: int, high: float = float("inf")) -> int:
+    try:
+        value = operator.index(given)
+    except TypeError:
+        value = None
+    fits = value is not None and low <= value <= high
+    require(fits, argument, repr(given), f"an integer from {low} to {high}")
+    return value
+
+
+def _size(given: object) -> tuple[int, int]:
+    sides = given if isinstance(given, (tuple, list)) else (given, given)
+    require(len(sides) == 2, "size", repr(given), "a side or (height, width), in pixels")
+    return tuple(_integer("size", side, 1) for side in sides)
+
+
+def _source(path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"path: got '{path}', expected a video or a folder of its frames")
+    require(path.is_dir() or path.stat().st_size > 0, "path", f"'{path}' of 0 bytes", "a video")
+    return path
+
+
+def _refuse(path: Path, found: str, expected: str = "an intact video"):
+    require(False, "path", f"'{path}', {found}", expected)
+
+
+# --- one forward pass over either kind of source ---
+
+
+def _collect(path: Path, wanted: set | None, size: tuple, stop: int | None = None):
+    """Return {index: resized frame} of the ``wanted`` (None: all), and how many frames went by."""
+    kept, seen = {}, 0
+    with closing(_lazy_frames(path)) as frames:
+        for index, pixels in enumerate(frames):
+            if wanted is None or index in wanted:
+                image = Image.fromarray(pixels())
+                kept[index] = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+            seen = index + 1
+            if seen == stop:
+                break
+    return kept, seen
+
+
+def _stack(kept: dict, indices) -> Tensor:
+    return torch.from_numpy(np.stack([kept[index] for index in indices]))
+
+
+def _lazy_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
+    """Yield each frame as a call that makes its pixels (H, W, 3): most of them nobody wants."""
+    if path.is_dir():
+        files = _images(path)
+        shape = _image(files[0]).shape
+        yield from (partial(_image, file, shape) for file in files)
+    else:
+        converter = VideoReformatter()  # setting one up per frame costs ten times the conversion
+        yield from (partial(_upright, frame, converter) for frame in _decode(path))
+
+
+def _guess_count(path: Path) -> int:
+    if path.is_dir():
+        return len(_images(path))
+    with _video(path) as (container, stream):
+        return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+
+
+# --- video files ---
+
+
+@contextmanager
+def _video(path: Path):
+    """Open a video and yield its container and stream; errors inside name the file."""
+    try:
+        # absolute, as FFmpeg takes "a:b.mp4" for a protocol; old tags are not always UTF-8
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+            # FFmpeg counts cover art as video, and draws text files as such ("tty", "bin")
+            streams = [
+                stream
+                for stream in container.streams.video
+                if container.format.name not in ("tty", "bin")
+                and not stream.disposition & av.stream.Disposition.attached_pic
+            ]
+            if not streams:
+                _refuse(path, "in which there is no video", "a video stream")
+            if streams[0].codec_context is None:
+                _refuse(path, "for which FFmpeg has no decoder", "another codec")
+            streams[0].thread_type = "AUTO"
+            yield container, streams[0]
+    except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where a stream breaks up
+        _refuse(path, f"not a video, damaged or truncated ({error})")
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    with _video(path) as (container, stream):
+        seen, damaged = 0, False
+        for packet in container.demux(stream):
+            damaged |= packet.is_corrupt
+            for frame in packet.decode():
+                seen += 1
+                yield frame
+        # Some writers of AVI get the length wrong: it counts only where frames are lost as well.
+        complete = container.format.name == "avi" and seen == stream.frames and not damaged
+    missing = _declared_end(path) - path.stat().st_size
+    if missing > 0 and not complete:
+        _refuse(path, f"truncated after {seen} frames: {missing} bytes or more are missing")
+    if seen == 0:
+        _refuse(path, "in which there is no frame", "a video")
+
+
+def _upright(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+    """Return RGB pixels, turned and mirrored as the display matrix says, to quarter turns."""
+    pixels = converter.reformat(frame, format="rgb24").to_ndarray()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # x' = ax + cy, y' = bx + dy
+    if abs(a) < abs(b):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _declared_end(path: Path) -> int:
+    """Return where the container says that the file ends, in bytes; 0 if it does not say.
+
+    Needed because FFmpeg plays a file that was cut off up to the cut, without a word.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(256)
+        if head.startswith(b"RIFF"):  # AVI; some count the 8 bytes of this header, some do not
+            return int.from_bytes(head[4:8], "little")
+        if head.startswith(b"GIF8"):
+            file.seek(max(0, size - 64))
+            # the trailer, or the end of an image where a writer left the trailer out
+            return 0 if file.read().rstrip(b"\r\n ").endswith((b";", b"\0")) else size + 1
+        if head.startswith(b"\x1a\x45\xdf\xa3"):
+            return _matroska_end(head)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            return _mp4_end(file, size)
+    return 0
+
+
+def _matroska_end(head: bytes) -> int:
+    at = head.find(b"\x18\x53\x80\x67") + 4  # the segment; leading zeros tell the bytes of a number
+    if at < 8:
+        return 0
+    width = 9 - head[at].bit_length()
+    unknown = (1 << 7 * width) - 1  # a recording that was never closed
+    length = int.from_bytes(head[at : at + width], "big") & unknown
+    return 0 if length == unknown else at + width + length
+
+
+def _mp4_end(file, size: int) -> int:
+    end = 0
+    while end < size:
+        file.seek(end)
+        length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+        if length == 1:
+            length = int.from_bytes(file.read(8), "big")
+        if length < 8:  # 0: up to the end of the file, wherever that is
+            return 0
+        end += length
+    return end if kind in (b"moov", b"mdat", b"moof") else 0  # others: bytes that a camera appends
+
+
+# --- folders of images ---
+
+
+def _images(folder: Path) -> list[Path]:
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGES]
+    files = [file for file in files if not file.name.startswith(".")]
+    if not files:
+        _refuse(folder, "a folder without images", "one image per frame: " + " ".join(IMAGES))
+    numbers = re.compile("[0-9]+")
+    padded = {file: numbers.sub(lambda found: found[0].zfill(20), file.name) for file in files}
+    return sorted(files, key=lambda file: (padded[file], file.name))
+
+
+def _image(file: Path, shape: tuple | None = None) -> np.ndarray:
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # grey of 16 bits: Pillow would clip it at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        _refuse(file, f"which does not decode ({error})", "an intact image")
+    if shape not in (None, pixels.shape):
+        expected = "{}x{} (HxW), as the first frame of its folder".format(*shape[:2])
+        _refuse(file, "{}x{}".format(*pixels.shape[:2]), expected)
+    return pixels

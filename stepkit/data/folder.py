@@ -1,0 +1,206 @@
+"""Clips of one's own: a folder of class folders; and what every dataset of files on disk shares."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stepkit.checks import one_of, require
+from stepkit.clips import IMAGES, frame_count, normalise, read_frames, sample_frames
+from stepkit.data.sample import Sample
+
+# of two files of one name the first listed counts: the containers that datasets come in lead
+VIDEOS = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
+SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
+
+
+class ClipFiles(Dataset):
+    """Clips decoded on demand; the part of a dataset that does not depend on whose files they are.
+
+    Samples in train mode are drawn from (``seed``, ``epoch``, id): they depend neither on the
+    worker that draws them nor on the global random state, which stays untouched.
+
+    Parameters
+    ----------
+    name, split : str
+    classes : list of str
+    clips : list of (str, Path, int)
+        Id, video file or folder of frames, and class index of each clip.
+    frames : int, default 16
+        T.
+    size : int or (int, int), default 112
+        Side, or height and width, in pixels; frames are squashed to it.
+    mode : {"test", "train"}, default "test"
+        How `stepkit.clips.sample_frames` chooses the frames.
+    part : (float, float), default (0.0, 1.0)
+        Share of the frames on disk to choose from: a model trained on ``(0.0, 0.7)`` has not seen
+        the frames of ``(0.7, 1.0)``. Another part is another clip: ``@0.7-1`` ends its id.
+    seed : int, default 0
+
+    Attributes
+    ----------
+    seed, epoch : int
+        Settable. Workers that live on from one epoch to the next (``persistent_workers=True``)
+        keep the epoch they were started with.
+    paths : list of Path
+    targets : list of int
+
+    Raises
+    ------
+    ValueError
+        An argument outside its range, two clips of one id, no clip at all; on access, a video that
+        does not decode or that has no frame in ``part``.
+    """
+
+    def __init__(
+        self, name, split, classes, clips, frames=16, size=112, mode="test", part=(0, 1), seed=0
+    ):
+        one_of("mode", mode, ("test", "train"))
+        require(len(part) == 2 and 0 <= part[0] < part[1] <= 1, "part", part, "0 <= a < b <= 1")
+        require(bool(clips), "split", f"no clip in {split!r}", "at least one")
+        self.name, self.split, self.classes = name, split, classes
+        self.frames, self.size, self.mode, self.part = frames, size, mode, part
+        self.seed, self.epoch = seed, 0
+        ids, self.paths, self.targets = map(list, zip(*clips, strict=True))
+        self.ids = (
+            ids if tuple(part) == (0, 1) else [f"{id_}@{part[0]:g}-{part[1]:g}" for id_ in ids]
+        )
+        require(len(set(self.ids)) == len(self.ids), "root", "clips of one id", "unique names")
+        # 0: not counted yet. Shared, so that what one worker has counted is known to all.
+        self._counts = torch.zeros(len(clips), dtype=torch.int64).share_memory_()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> Sample:
+        indices = self.sampled(i)
+        rgb = read_frames(self.paths[i], indices, self.size)
+        clip = normalise(rgb.permute(3, 0, 1, 2).float().contiguous() / 255)
+        return Sample(clip, self.targets[i], self.ids[i], self.boxes(i, indices))
+
+    def sampled(self, i: int) -> list[int]:
+        """Return the positions of the frames that clip ``i`` shows in this epoch."""
+        if not self._counts[i]:
+            self._counts[i] = frame_count(self.paths[i])
+        n = int(self._counts[i])
+        start, stop = (int(share * n) for share in self.part)
+        given = f"{self.part} of the {n} frames of '{self.paths[i]}'"
+        require(start < stop, "part", given, "at least one frame")
+        generator = None
+        if self.mode == "train":
+            drawn_from = f"{self.seed}/{self.epoch}/{self.ids[i]}"
+            generator = torch.Generator().manual_seed(_hash(drawn_from))
+        return sample_frames(n, self.frames, self.mode, start, stop, generator)
+
+    def boxes(self, i: int, indices: list[int]) -> list[Tensor]:
+        """Return the boxes of clip ``i`` at the frames ``indices``: none are known."""
+        return []
+
+
+class Folder(ClipFiles):
+    """A folder of class folders, each with videos or folders of frames.
+
+    Classes are sorted by name. Where every folder under ``root`` is called train, val or test,
+    these are the splits; elsewhere a hash of the file name puts 70 % of the clips into train, 15 %
+    into val and 15 % into test, the same on every machine and also after clips are added. Of a
+    video and a folder of frames of the same name the video counts.
+
+    Parameters
+    ----------
+    root : str or Path
+    frames, size, mode, part, seed
+        As in `ClipFiles`.
+    split : {None, "train", "val", "test"}, default None
+        None: all clips.
+    group : callable, optional
+        From the path of a clip to a string that is hashed in place of the file name. Clips that
+        share a scene or a recording belong into one split.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder.
+    ValueError
+        A class folder without clips, an unknown split, or as `ClipFiles`.
+
+    Examples
+    --------
+    >>> Folder("my_videos", split="train").classes  # doctest: +SKIP
+    ['cooking', 'running']
+    """
+
+    def __init__(
+        self,
+        root,
+        frames: int = 16,
+        size: int | tuple[int, int] = 112,
+        mode: str = "test",
+        split: str | None = None,
+        part: tuple[float, float] = (0.0, 1.0),
+        seed: int = 0,
+        group: Callable[[Path], str] | None = None,
+    ):
+        root = Path(root)
+        one_of("split", split, (None, *SHARES))
+        tops = {folder.name for folder in subfolders(root)}
+        divided = bool(tops) and tops <= set(SHARES)
+        if divided:
+            one_of("split", split, (None, *sorted(tops)))
+            require(group is None, "group", "a function", "None: folders make the splits")
+        parts = [root / top for top in sorted(tops)] if divided else [root]
+        # of all splits: a class has one index in each of them
+        classes = sorted({folder.name for part_of in parts for folder in subfolders(part_of)})
+        clips = []
+        for folder in (each for part_of in parts for each in subfolders(part_of)):
+            found = find_clips(folder)
+            require(bool(found), "root", f"'{folder}' without clips", "videos or frame folders")
+            for name, path in found.items():
+                where = folder.parent.name if divided else _split_of(group(path) if group else name)
+                if split in (None, where):
+                    id_ = "__".join((*path.relative_to(root).parts[:-1], name))
+                    clips.append((id_, path, classes.index(folder.name)))
+        super().__init__(
+            root.resolve().name, split or "all", classes, clips, frames, size, mode, part, seed
+        )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder``, sorted by name, without hidden ones."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"root: got '{folder}', expected an existing folder")
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def find_clips(folder: Path) -> dict[str, Path]:
+    """Find the videos and the folders of frames that lie in ``folder``, by name without suffix."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and any(file.suffix.lower() in IMAGES for file in path.iterdir()):
+            found[path.name] = min(path, found.get(path.name, path), key=_preference)
+        elif path.is_file() and suffix in VIDEOS:
+            found[path.stem] = min(path, found.get(path.stem, path), key=_preference)
+    return found
+
+
+def _preference(path: Path) -> int:
+    return len(VIDEOS) if path.is_dir() else VIDEOS.index(path.suffix.lower())
+
+
+def _split_of(name: str) -> str:
+    position = _hash(name) / 2**63
+    for split, share in SHARES.items():
+        position -= share
+        if position < 0:
+            return split
+    return split  # the shares add up to 1 but for rounding
+
+
+def _hash(text: str) -> int:
+    """Return 63 bits that are the same in every process, which ``hash`` does not promise."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,66 @@
+"""What every dataset of stepkit hands out: a `Sample`; several of them make a `Batch`.
+
+A dataset is a map-style ``torch.utils.data.Dataset`` with the attributes ``name`` (an id of the
+paper's tables or of a stand-in), ``split``, ``classes`` (names, in order of their index), ``ids``
+(one string per sample, usable as a file name), ``frames``, ``size``, ``seed`` and ``epoch``, whose
+items are samples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip with what is known about it.
+
+    Attributes
+    ----------
+    clip : Tensor
+        float32 (3, T, H, W), normalised.
+    target : int
+        Class index.
+    id : str
+        Unique within the dataset, usable as a file name.
+    boxes : list of Tensor
+        One float32 (n, 4) tensor per frame, ``x0, y0, x1, y1`` in pixels of the clip; n = 0 where
+        the frame has no box. Empty list: this dataset has no boxes.
+    mask : Tensor or None
+        bool (T, H, W), the pixels of the evidence, where they are known.
+    """
+
+    clip: Tensor
+    target: int
+    id: str
+    boxes: list[Tensor]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side: ``clips`` (N, 3, T, H, W), ``targets`` (N,), and lists of the rest."""
+
+    clips: Tensor
+    targets: Tensor
+    ids: list[str]
+    boxes: list[list[Tensor]]
+    masks: Tensor | None
+
+
+def batch(dataset, indices=None) -> Batch:
+    """Collect samples of ``dataset`` (all of them by default) into one `Batch`."""
+    return collate([dataset[i] for i in (range(len(dataset)) if indices is None else indices)])
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of equal size; the ``collate_fn`` for a ``DataLoader``."""
+    known = all(sample.mask is not None for sample in samples)
+    return Batch(
+        clips=torch.stack([sample.clip for sample in samples]),
+        targets=torch.tensor([sample.target for sample in samples]),
+        ids=[sample.id for sample in samples],
+        boxes=[sample.boxes for sample in samples],
+        masks=torch.stack([sample.mask for sample in samples]) if known else None,
+    )

@@ -1,0 +1,192 @@
+"""The plots of the notebooks: insertion curves, the course of an optimisation, of a training."""
+
+import math
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from stepkit import checks
+from stepkit.viz import DPI, FONT, Picture
+
+# Okabe and Ito's palette, which colour-blind readers tell apart (less its yellow, too pale on
+# white). 7 colours, 4 dashes and 9 markers: no two of the first 252 curves look alike.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
+
+
+def plot_curves(
+    curves, *, xlabel="share of the clip inserted", ylabel="probability of the class", title=None
+) -> Figure:
+    """Plot the mean curve of each method within its 95 % bootstrap interval over the clips.
+
+    Parameters
+    ----------
+    curves : dict of str to (fractions, values)
+        Per method, fractions (L+1,) and values (N, L+1), a curve per clip.
+    xlabel, ylabel, title : str
+        For deletion, ``xlabel="share of the clip deleted"``.
+
+    Returns
+    -------
+    Figure
+        The legend lists the highest mean first. The band is the percentile interval of the mean
+        over 1000 resamples of the clips; one clip has none.
+
+    Raises
+    ------
+    ValueError
+        No curve, shapes that do not fit each other, NaN.
+
+    Examples
+    --------
+    >>> figure = plot_curves({"step": ([0, 0.5, 1], [[0.1, 0.8, 0.9], [0.2, 0.6, 0.9]])})
+    """
+    checks.require(len(curves) > 0, "curves", "none", "at least one")
+    curves = {name: _curve(name, *pair) for name, pair in curves.items()}
+    figure = Picture(figsize=(9, 4.2), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    # The look follows the caller's order, so that a method has the same one in two plots.
+    for i, (name, (x, values)) in sorted(
+        enumerate(curves.items()), key=lambda item: -item[1][1][1].mean()
+    ):
+        # Ten markers a curve, each method's elsewhere, so that they do not hide one another.
+        every = max(1, len(x) // 10)
+        marks = {"marker": MARKERS[i % 9], "markevery": (i * every // len(curves), every)}
+        style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "markersize": 5}
+        ax.plot(x, values.mean(0), label=str(name).replace("_", " "), **style, **marks)
+        if len(values) > 1:
+            ax.fill_between(x, *_interval(values), color=COLOURS[i % 7], alpha=0.13, linewidth=0)
+    clips = sorted({len(values) for _, values in curves.values()})
+    note = "to ".join(f"{n} " for n in dict.fromkeys((clips[0], clips[-1])))
+    note = "one clip" if clips == [1] else f"mean over {note}clips,\nband: 95 % bootstrap"
+    _dress(ax, xlabel, title)
+    ax.set_ylabel(ylabel, fontsize=FONT)
+    _legend(figure, ax, note)
+    return figure
+
+
+def _curve(name: str, fractions, values) -> tuple[np.ndarray, np.ndarray]:
+    """Return one method's fractions (L+1,) and values (N, L+1), checked."""
+    x, y = (torch.as_tensor(a).detach().cpu().double().numpy() for a in (fractions, values))
+    fits = x.ndim == 1 and y.ndim == 2 and len(y) > 0 and y.shape[1] == len(x)
+    given = f"fractions {x.shape}, values {y.shape}"
+    checks.require(fits, f"curves[{name!r}]", given, "(L+1,) and (N, L+1)")
+    finite = np.isfinite(x).all() and np.isfinite(y).all()
+    checks.require(finite, f"curves[{name!r}]", "NaN or infinity", "finite values")
+    return x, y
+
+
+def _interval(values: np.ndarray) -> np.ndarray:
+    """Return the 2.5th and the 97.5th percentile of the mean over resampled clips, (2, L+1)."""
+    n = len(values)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=1000)
+    return np.percentile(counts @ values / n, [2.5, 97.5], axis=0)
+
+
+def plot_history(history, areas=None) -> Figure:
+    """Plot how STEP's optimisation went: probability, area loss and core loss, a line per area.
+
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        Columns clip, area, iteration, probability, area_loss, core_loss. Clips are averaged.
+    areas : sequence of float, optional
+        Which areas, as shares. Default: all.
+
+    Returns
+    -------
+    Figure
+        A loss has a logarithmic axis where all its values are positive.
+
+    Raises
+    ------
+    ValueError
+        A missing column, no row, an area that the history does not have.
+
+    Examples
+    --------
+    >>> figure = plot_history(found.history, areas=(0.05, 0.20))  # doctest: +SKIP
+    """
+    panels = ["probability", "area_loss", "core_loss"]
+    columns = ["clip", "area", "iteration", *panels]
+    missing = sorted(set(columns) - set(history.columns))
+    checks.require(not missing, "history", f"no column {missing}", f"columns {columns}")
+    checks.require(len(history) > 0, "history", "no row", "at least one iteration")
+    known = sorted(history["area"].unique())
+    areas = known if areas is None else [_nearest(area, known) for area in areas]
+    mean = history.groupby(["area", "iteration"])[panels].mean()
+    figure = Picture(figsize=(9, 3), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    for ax, column in zip(axes, panels, strict=True):
+        for i, area in enumerate(areas):
+            # Areas have an order, so their colours have one: from dark to light.
+            colour = matplotlib.colormaps["viridis"](0.78 * i / max(1, len(areas) - 1))
+            style = {"color": colour, "linestyle": DASHES[i % 4], "label": f"{100 * area:.3g} %"}
+            ax.plot(mean.loc[area, column], **style)
+        if column == "probability":
+            ax.set_ylim(-0.03, 1.03)
+        elif (mean[column] > 0).all():
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        _dress(ax, "iteration", column.replace("_", " "))
+    clips = history["clip"].nunique()
+    _legend(figure, axes[0], "area" if clips == 1 else f"area\n({clips} clips)")
+    return figure
+
+
+def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Plot how trainings went: the loss, and the accuracy on the validation part.
+
+    Parameters
+    ----------
+    histories : dict of str to DataFrame
+        By name, what `stepkit.training.train` returns.
+
+    Returns
+    -------
+    Figure
+    """
+    checks.require(len(histories) > 0, "histories", "none", "at least one")
+    figure = Picture(figsize=(9, 3.2), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, 2)
+    panels = {"loss": "training loss", "val_top1": "validation accuracy"}
+    for ax, (column, label) in zip(axes, panels.items(), strict=True):
+        for i, (name, history) in enumerate(histories.items()):
+            style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "label": name}
+            ax.plot(history["epoch"] + 1, history[column], **style)
+        _dress(ax, "epoch", label)
+    axes[1].set_ylim(-0.03, 1.03)
+    _legend(figure, axes[0], "")
+    return figure
+
+
+def _nearest(area: float, known: list) -> float:
+    """Return the area of the history that ``area`` means; as float32, 0.05 is another number."""
+    same = [k for k in known if math.isclose(k, area, rel_tol=1e-4)]
+    checks.require(len(same) > 0, "areas", area, "one of " + ", ".join(f"{k:g}" for k in known))
+    return same[0]
+
+
+def _dress(ax, xlabel: str, title) -> None:
+    ax.set_xlabel(xlabel, fontsize=FONT)
+    ax.set_title(title or "", fontsize=FONT, loc="left")
+    ax.tick_params(labelsize=FONT - 1)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="0.9", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.margins(x=0.01)
+
+
+def _legend(figure: Figure, ax, title: str) -> None:
+    """Put the legend at the right of the figure, where it hides no line."""
+    style = {"fontsize": FONT, "title_fontsize": FONT - 1, "frameon": False, "handlelength": 3.2}
+    lines = ax.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside right center", title=title, alignment="left", **style)

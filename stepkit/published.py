@@ -1,0 +1,55 @@
+"""The numbers that the paper prints (Tables III-VI), to stand beside ours."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from stepkit.checks import one_of
+
+STANDS_FOR = {"appearance": "ucf101-24", "object": "epic-object", "motion": "something-v2"}
+FOLDER = Path(__file__).parent / "paper"
+TABLES = {
+    "accuracy": "table3_accuracy.csv",
+    "kernel_length": "table4_kernel_length.csv",
+    "insertion": "table5_insertion.csv",
+    "pointing": "table6_pointing.csv",
+}
+
+
+def table(name: str) -> pd.DataFrame:
+    """Return a published table in long form.
+
+    Parameters
+    ----------
+    name : str
+        ``"accuracy"`` (Table III: ``model, dataset, top1, top5``), ``"kernel_length"`` (IV),
+        ``"insertion"`` (V: ``method, dataset, model, unit, insertion_auc``) or ``"pointing"`` (VI:
+        ``method, dataset, model, hit_percent``).
+
+    Examples
+    --------
+    >>> len(table("accuracy"))
+    6
+    """
+    one_of("name", name, TABLES)
+    return pd.read_csv(FOLDER / TABLES[name])
+
+
+def family(model: str) -> str:
+    """Return the paper's name for a model's family: ``"r2plus1d"`` or ``"r50l"``."""
+    found = [name for name in ("r2plus1d", "r50l") if model.startswith(name)]
+    one_of("model", model.split("_")[0], ("r2plus1d", "r50l"))
+    return found[0]
+
+
+def beside(ours: pd.DataFrame, name: str, column: str) -> pd.Series:
+    """Return the paper's number for every row of ``ours``, NaN where it prints none.
+
+    ``ours`` is indexed by (some of) ``dataset``, ``model``, ``method`` and ``unit``; a generated
+    dataset looks up the one it stands in for, a narrow model its family.
+    """
+    wanted = ours.index.to_frame(index=False)
+    wanted["dataset"] = wanted["dataset"].replace(STANDS_FOR)
+    wanted["model"] = wanted["model"].map(family)
+    found = wanted.merge(table(name), "left", [c for c in table(name) if c in wanted])
+    return pd.Series(found[column].to_numpy(), ours.index, name="paper")

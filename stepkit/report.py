@@ -1,0 +1,210 @@
+"""What becomes of executed notebooks: made fit to keep, stored with outputs, bound in one page.
+
+An executed notebook carries its own account (parameters, start, duration, failure) in the metadata
+that papermill writes, so the report is made of the files alone.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+INERT = "application/vnd.jupyter.widget-view+json"
+VERSIONS = ("stepkit", "torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
+
+
+def partial(executed: Path) -> Path:
+    """Return the name that an executed notebook has until it is whole."""
+    return executed.with_name(f"{executed.stem}.partial.ipynb")
+
+
+def tidy(path: Path) -> None:
+    """Take out of an executed notebook what has no meaning without its kernel.
+
+    Widget views (their static twins stay), the widget state that papermill adds, and all but the
+    last state of each progress bar.
+    """
+    import nbformat
+
+    book = nbformat.read(path, 4)
+    book.metadata.pop("widgets", None)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if INERT not in out.get("data", {})]
+            for out in cell.outputs:
+                if out.output_type == "stream":
+                    out.text = re.sub(r"[^\n]*\r(?!\n)", "", out.text)
+    _write_notebook(book, path)
+
+
+def store(executed: Path, notebook: Path, names: dict[Path, str]) -> None:
+    """Copy the outputs of ``executed`` into ``notebook``, which keeps everything else it has.
+
+    Parameters
+    ----------
+    executed, notebook : Path
+        The executed notebook, and the source that it was made of.
+    names : dict of Path to str
+        What stands in the outputs for paths of this machine, the longest first.
+
+    Raises
+    ------
+    ValueError
+        A cell of ``notebook`` was edited meanwhile: outputs and source would not belong together.
+    """
+    import nbformat
+
+    ran = [
+        cell
+        for cell in nbformat.read(executed, 4).cells
+        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+    book = nbformat.read(notebook, 4)
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    if [cell.source for cell in cells] != [cell.source for cell in ran]:
+        raise ValueError(f"{notebook.name} was edited while it ran; run it again")
+    names = names | {Path(sys.prefix): "<environment>", Path.home(): "~"}
+    count = 0
+    for cell, done in zip(cells, ran, strict=True):
+        count += done.execution_count is not None
+        # Counted anew without papermill's cell. nbval refuses outputs that have no count.
+        cell.execution_count = count if done.execution_count is not None else None
+        cell.outputs = [_portable(out, names) for out in done.outputs]
+        for out in cell.outputs:
+            if out.output_type == "execute_result":
+                out.execution_count = count
+    book.metadata.pop("widgets", None)
+    book.metadata.language_info = {"name": "python"}  # no version, which would differ each time
+    _write_notebook(book, notebook)
+
+
+def _portable(output, names: dict[Path, str]):
+    """Return an output without the paths of this machine."""
+    import nbformat
+
+    # Pictures name no path, and the patterns below would crawl through megabytes of them.
+    data = output.get("data", {})
+    pictures = {kind: data[kind] for kind in data if kind.startswith("image/")}
+    rest = (
+        output | {"data": {k: v for k, v in data.items() if k not in pictures}} if data else output
+    )
+    text = json.dumps(rest, ensure_ascii=False)
+    for path, name in names.items():
+        if path != Path(path.anchor):
+            text = re.sub(re.escape(json.dumps(str(path))[1:-1]) + r"(?![\w.-])", name, text)
+    # The file that a traceback or a warning names for a cell lies in the system's temporary folder.
+    text = re.sub(r'[^\s"\'(<]*ipykernel_\d+[/\\]+\d+\.py', "<cell>", text)
+    portable = json.loads(text)
+    if pictures:
+        portable["data"] |= pictures
+    return nbformat.from_dict(portable)
+
+
+def _write_notebook(book, path: Path) -> None:
+    import nbformat
+
+    _write(path, nbformat.writes(book, 4) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write under a temporary name and rename, so that nobody ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write(folder: Path, notebooks, profile) -> Path:
+    """Write ``report.html`` of what lies in ``folder/notebooks``; return its path.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of the run.
+    notebooks : iterable of Path
+        The sources, in order: an executed notebook whose source is gone is left out.
+    profile : Profile
+        What the run was made with.
+    """
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    exporter = HTMLExporter(template_name="basic", embed_images=True)
+    sections = [_section(folder, notebook, exporter) for notebook in notebooks]
+    template = (Path(__file__).parent / "templates" / "report.html").read_text("utf-8")
+    page = exporter.environment.from_string(template).render(
+        profile=profile,
+        sections=sections,
+        minutes=sum(section["seconds"] for section in sections) / 60,
+        machine=machine(),
+        written=datetime.now().astimezone(),
+        highlighting=HtmlFormatter().get_style_defs(".highlight"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _section(folder: Path, notebook: Path, exporter) -> dict:
+    """Return what the page says of one notebook; a run that stopped half-way counts as the last."""
+    import nbformat
+
+    from stepkit.reproduce import parameters
+
+    section = {"id": notebook.stem, "title": notebook.stem, "status": "not run", "seconds": 0}
+    executed = folder / "notebooks" / notebook.name
+    path = partial(executed) if partial(executed).exists() else executed
+    if not path.exists():
+        return section
+    book = nbformat.read(path, 4)
+    account = book.metadata.get("papermill", {})
+    body, _ = exporter.from_notebook_node(
+        book, resources={"metadata": {"path": str(notebook.parent)}}
+    )
+    return section | {
+        "title": _title(book) or notebook.stem,
+        "status": "done" if path == executed else "stopped",
+        "seconds": account.get("duration") or 0,
+        "started": datetime.fromisoformat(account["start_time"]).astimezone(),
+        "parameters": parameters(notebook) | account.get("parameters", {}),
+        "given": account.get("parameters", {}),
+        "file": path.relative_to(folder).as_posix(),
+        "body": body,
+    }
+
+
+def _title(book) -> str:
+    heads = (re.search(r"^# +(.+)", cell.source, re.M) for cell in book.cells)
+    return next((head[1].strip() for head in heads if head), "")
+
+
+def machine() -> dict[str, str]:
+    """Return what the run depended on: device, system, versions."""
+    import torch
+
+    device = f"CPU, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    elif torch.backends.mps.is_available():
+        device = "Apple GPU (MPS)"
+    found = {"device": device, "system": platform.platform(), "Python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _commit(Path(__file__).parent)
+    return found | ({"commit": commit} if commit else {})
+
+
+def _commit(folder: Path) -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        return ""
+    return answer.stdout.strip()

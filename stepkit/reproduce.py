@@ -1,0 +1,322 @@
+"""``python -m stepkit reproduce``: execute the notebooks in order, bind what they show in a page.
+
+The notebooks, and the parameter files of the profiles, lie beside the package in a clone. Papermill
+executes each notebook in the interpreter that runs this, from the notebook's own folder (as
+JupyterLab and nbval do), into ``<out>/<profile>/notebooks/``: under a temporary name first, renamed
+once it is whole. ``report.html`` is made of what lies there, so it also shows what an earlier run
+made and this one left alone.
+"""
+
+import ast
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = "quick"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A size to run the notebooks at: ``params/<name>.yaml``, or the notebooks' own defaults."""
+
+    name: str
+    about: str = ""
+    defaults: dict = field(default_factory=dict)
+    sections: dict = field(default_factory=dict)
+    only: tuple = ()
+    data_required: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to execute: its source, the parameters that are injected, where it goes."""
+
+    notebook: Path
+    parameters: dict
+    executed: Path
+
+
+def reproduce(
+    profile=QUICK, only=(), settings=(), data=None, out=None, store=False, root=ROOT
+) -> int:
+    """Execute notebooks, write the report, and return the exit status.
+
+    Parameters
+    ----------
+    profile : str
+        ``"quick"``, or the name of a file in ``params/``.
+    only : sequence of str
+        Numbers or names of notebooks; empty: those of the profile.
+    settings : sequence of str
+        ``"key=value"``, the value as in YAML; they win over the profile.
+    data : path, optional
+        Passed to the notebooks that have a parameter ``data``.
+    out : path, optional
+        Where runs go, ``runs`` in the clone by default; the folder of this run is passed to the
+        notebooks that have a parameter ``out``.
+    store : bool
+        Afterwards store the outputs in the notebooks themselves.
+    root : Path
+        The clone.
+
+    Returns
+    -------
+    int
+        0, or 1: a notebook failed, or 130: interrupted.
+
+    Raises
+    ------
+    ValueError
+        An unknown profile, notebook or parameter, a value of the wrong type, missing data: all
+        found before anything runs.
+    """
+    from stepkit import report
+
+    if store and (profile != QUICK or settings or data):
+        raise ValueError("--store keeps what the defaults make; leave out --profile, --set, --data")
+    folder = Path(out or root / "runs").expanduser().resolve() / profile
+    chosen = read_profile(root, profile)
+    jobs = plan(root, chosen, only, settings, data, folder)
+    print(f"Profile {profile}: {len(jobs)} notebooks into {folder}")
+    if chosen.about:
+        print(f"Expect {chosen.about}.")
+    try:
+        status = run(jobs)
+    finally:
+        page = report.write(folder, find_notebooks(root).values(), chosen)
+        print(f"Report: {page}")
+    if store and status == 0:
+        for job in jobs:
+            report.store(job.executed, job.notebook, {folder: f"runs/{profile}", root: "."})
+        print(f"Stored the outputs of {len(jobs)} notebooks")
+    return status
+
+
+# What is to be done
+
+
+def find_notebooks(root: Path) -> dict[str, Path]:
+    """Return the notebooks by number, in order."""
+    found = {path.name[:2]: path for path in sorted(root.glob("notebooks/[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise ValueError(
+            f"no notebooks in {root / 'notebooks'}: they come with a clone of the repository, "
+            "not with the installed package; run this in a clone (pip install --editable .)"
+        )
+    return found
+
+
+def read_profile(root: Path, name: str) -> Profile:
+    """Read ``params/<name>.yaml``; ``quick`` has no file, its values stand in the notebooks."""
+    import yaml
+
+    if name == QUICK:
+        return Profile(name, about="up to 10 minutes on two CPU cores")
+    files = {path.stem: path for path in sorted(root.glob("params/*.yaml"))}
+    if name not in files:
+        raise ValueError(f"--profile: got {name!r}, expected one of {', '.join([QUICK, *files])}")
+    content = yaml.safe_load(files[name].read_text("utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"params/{name}.yaml: got {type(content).__name__}, expected a mapping")
+    about, defaults = content.pop("about", ""), content.pop("defaults", None) or {}
+    data_required = content.pop("data_required", False)
+    only = tuple(_number(key) for key in content.pop("only", None) or ())
+    sections = {_number(key): values or {} for key, values in content.items()}
+    strange = sections.keys() - find_notebooks(root).keys()
+    if strange:
+        raise ValueError(
+            f"params/{name}.yaml: got {', '.join(sorted(strange))}, expected about, defaults, "
+            f"data_required, only, or the number of a notebook ({', '.join(find_notebooks(root))})"
+        )
+    return Profile(name, about, defaults, sections, only, data_required)
+
+
+def plan(root: Path, profile: Profile, only, settings, data, folder: Path) -> list[Job]:
+    """Return the notebooks to execute with their parameters, everything checked."""
+    available = find_notebooks(root)
+    declared = {number: parameters(path) for number, path in available.items()}
+    numbers = _choose(available, only or profile.only)
+    own = {"out": str(folder)}
+    if data is not None:
+        own["data"] = str(Path(data).expanduser().resolve())
+        if not Path(own["data"]).is_dir():
+            raise ValueError(f"--data: got {data}, expected a folder that exists")
+    elif profile.data_required:
+        raise ValueError(f"--data: profile {profile.name} reads videos of yours; name their folder")
+    given = _settings(settings)
+    _check_names("--set", given, [declared[number] for number in numbers])
+    where = f"params/{profile.name}.yaml"
+    _check_names(where, profile.defaults, declared.values())
+    for number, section in profile.sections.items():
+        _check_names(f"{where}, {number}", section, [declared[number]])
+
+    jobs = []
+    for number in numbers:
+        wanted = profile.defaults | profile.sections.get(number, {}) | given
+        names = declared[number]
+        values = {key: _typed(key, wanted[key], names[key]) for key in names if key in wanted}
+        values |= {key: value for key, value in own.items() if key in names}
+        path = available[number]
+        jobs.append(Job(path, values, folder / "notebooks" / path.name))
+    return jobs
+
+
+def parameters(notebook: Path) -> dict[str, object]:
+    """Return the parameters of a notebook with their defaults, as papermill finds them."""
+    import papermill
+
+    found = papermill.inspect_notebook(_literal(notebook)).values()
+    return {parameter["name"]: _default(parameter["default"]) for parameter in found}
+
+
+def _number(key) -> str:
+    """Return the number of a notebook as two digits, however YAML or the user wrote it."""
+    return str(key).removesuffix(".ipynb").partition("_")[0].zfill(2)
+
+
+def _choose(available: dict[str, Path], only) -> list[str]:
+    numbers = [_number(key) for key in only]
+    for key, number in zip(only, numbers, strict=True):
+        if number not in available:
+            names = ", ".join(path.stem for path in available.values())
+            raise ValueError(f"--only: got {key}, expected one of {names}")
+    return [number for number in available if number in numbers or not numbers]
+
+
+def _settings(pairs) -> dict:
+    import yaml
+
+    given = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set: got {pair!r}, expected key=value")
+        given[key.strip()] = yaml.safe_load(value)
+    return given
+
+
+def _check_names(where: str, given: dict, declared) -> None:
+    """Refuse parameters that no notebook has: papermill only warns, and then hours are lost."""
+    names = sorted({name for names in declared for name in names} - {"out", "data"})
+    for key in given:
+        if key in ("out", "data"):
+            raise ValueError(f"{where}: {key} is set by --{key}")
+        if key not in names:
+            raise ValueError(
+                f"{where}: no parameter {key!r}; there are {', '.join(names) or 'none'}"
+            )
+
+
+def _default(source: str):
+    try:
+        return ast.literal_eval(source)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _typed(key: str, given, default):
+    """Return ``given`` as the type of the default; a default that is not literal takes all."""
+    kind = type(default)
+    if kind is float and isinstance(given, int | str) and not isinstance(given, bool):
+        try:
+            return float(given)  # YAML takes 1e-3 for a word
+        except ValueError:
+            pass
+    if default is None or type(given) is kind:
+        return given
+    raise ValueError(f"{key}: got {given!r}, expected {kind.__name__} like its default {default!r}")
+
+
+def _literal(path: Path) -> str:
+    """Papermill fills braces in paths; these are to stay braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+# Doing it
+
+
+def run(jobs: list[Job]) -> int:
+    """Execute ``jobs`` under one progress bar of code cells; return the exit status."""
+    import nbformat
+    from tqdm import tqdm
+
+    cells = 0
+    for job in jobs:
+        book = nbformat.read(job.notebook, 4)
+        cells += sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in book.cells)
+        cells += bool(job.parameters)  # papermill's cell
+    with tqdm(total=cells, unit="cell", mininterval=1) as bar:
+        for job in jobs:
+            bar.set_description(job.notebook.stem)
+            try:
+                seconds = execute(job, bar.update)
+            except KeyboardInterrupt:
+                bar.write(f"Interrupted in {job.notebook.name}", file=sys.stderr)
+                return 130
+            except Exception as error:  # also a kernel that died: whatever it is, stop and say it
+                bar.write(_failure(job, error), file=sys.stderr)
+                return 1
+            bar.write(f"  {job.notebook.stem:<24}{seconds:6.0f} s")
+    return 0
+
+
+def execute(job: Job, advance) -> float:
+    """Execute one notebook; return its seconds. What ran of one that fails stays as partial."""
+    import papermill
+
+    from stepkit import report
+
+    job.executed.parent.mkdir(parents=True, exist_ok=True)
+    partial = report.partial(job.executed)
+    try:
+        book = papermill.execute_notebook(
+            _literal(job.notebook),
+            _literal(partial),
+            job.parameters,
+            progress_bar=False,
+            cwd=job.notebook.parent,
+            kernel_manager_class=_this_interpreter(),
+            start_timeout=120,
+            iopub_timeout=60,  # a busy machine delivers a large figure late
+            record_timing=False,
+            on_cell_executed=lambda **_: advance(),
+        )
+    finally:
+        if partial.exists():
+            report.tidy(partial)
+    os.replace(partial, job.executed)
+    return book.metadata.papermill.duration
+
+
+def _failure(job: Job, error: Exception) -> str:
+    from stepkit import report
+
+    where, what = "", f"{type(error).__name__}: {error}"
+    if hasattr(error, "exec_count"):  # papermill's, which knows the cell
+        line = error.source.strip().partition("\n")[0]
+        where, what = f", cell In [{error.exec_count}] ({line})", f"{error.ename}: {error.evalue}"
+    kept = report.partial(job.executed)
+    return f"Failed: {job.notebook.name}{where}\n  {what}\n  What ran of it: {kept}"
+
+
+def _this_interpreter() -> type:
+    """Return a kernel manager that starts the interpreter which runs this.
+
+    The kernel name ``python3`` finds the first kernel of that name on Jupyter's path, which may be
+    one of another environment in the user's home.
+    """
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            # Failures stand in the notebook. What a kernel says on the terminal is about its own
+            # start and stop, and goes across the progress bar.
+            quiet = ["--log-level=CRITICAL"]
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(extra_arguments=quiet))
+
+    return ThisInterpreter

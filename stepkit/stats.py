@@ -1,0 +1,94 @@
+"""Intervals for every number that a table shows."""
+
+import numpy as np
+import pandas as pd
+
+from stepkit.checks import require
+
+
+def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int = 0) -> pd.Series:
+    """Return the mean of ``values`` (N,) and its percentile bootstrap interval.
+
+    For a paired comparison pass the differences of the pairs.
+
+    Parameters
+    ----------
+    values : array-like
+        One number per clip.
+    samples : int
+        Bootstrap samples.
+    level : float
+        Coverage of the interval.
+    seed : int
+        Of the resampling; the global random state is not touched.
+
+    Returns
+    -------
+    Series
+        ``mean``, ``low``, ``high``, ``n``.
+
+    Examples
+    --------
+    >>> bootstrap_mean([1.0, 1.0, 1.0]).tolist()
+    [1.0, 1.0, 1.0, 3.0]
+    """
+    values = np.asarray(values, dtype=float)
+    require(values.ndim == 1 and len(values) > 0, "values", f"shape {values.shape}", "(N,), N > 0")
+    require(bool(np.isfinite(values).all()), "values", "NaN or infinity", "finite values")
+    require(0 < level < 1, "level", level, "a share between 0 and 1")
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(samples, len(values)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return pd.Series({"mean": values.mean(), "low": low, "high": high, "n": float(len(values))})
+
+
+def paired_bootstrap(a, b, **options) -> pd.Series:
+    """Return the mean of a − b over clips and its interval; see `bootstrap_mean`."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    require(a.shape == b.shape, "b", f"shape {b.shape}", f"that of a, {a.shape}")
+    return bootstrap_mean(a - b, **options)
+
+
+def intervals(scores: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
+    """Return mean and interval of ``value`` for each group of rows; one row per clip goes in.
+
+    Columns ``mean, low, high, n``, indexed by ``by``, groups in order of appearance.
+    """
+    groups = scores.groupby(by, sort=False)[value]
+    return groups.apply(lambda v: bootstrap_mean(v.to_numpy())).unstack().loc[:, _COLUMNS]
+
+
+def differences(
+    scores: pd.DataFrame, value: str, by: list[str], method: str = "step"
+) -> pd.DataFrame:
+    """Return ``method`` minus every other method, paired by clip, with intervals.
+
+    ``scores`` has columns ``method``, ``clip``, ``value`` and those of ``by``. Returns columns
+    ``mean, low, high, n``, indexed by ``by`` and the other method.
+    """
+    rows = {}
+    for group, part in scores.groupby(by, sort=False):
+        wide = part.pivot(index="clip", columns="method", values=value)
+        require(method in wide, "method", repr(method), "one of " + ", ".join(map(repr, wide)))
+        for other in part["method"].unique():
+            if other != method:
+                key = (*np.atleast_1d(np.array(group, dtype=object)), other)
+                rows[key] = paired_bootstrap(wide[method], wide[other])
+    index = pd.MultiIndex.from_tuples(rows, names=[*by, "method"])
+    return pd.DataFrame(list(rows.values()), index)[_COLUMNS]
+
+
+def written(table: pd.DataFrame, digits: int = 2) -> pd.Series:
+    """Write rows of ``mean, low, high`` as "0.71 [0.65, 0.77]"."""
+    number = f"{{:.{digits}f}}"
+    form = f"{number} [{number}, {number}]"
+    return table.apply(lambda row: form.format(row["mean"], row["low"], row["high"]), axis=1)
+
+
+def verdict(gaps: pd.DataFrame) -> pd.Series:
+    """Say of each difference whether it is "higher", "lower", or "undecided" (interval holds 0)."""
+    words = pd.Series("undecided", gaps.index)
+    return words.mask(gaps["low"] > 0, "higher").mask(gaps["high"] < 0, "lower")
+
+
+_COLUMNS = ["mean", "low", "high", "n"]

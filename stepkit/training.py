@@ -1,0 +1,353 @@
+"""Training: the paper's recipe (§V-A.2) and a quick one, resumable, never looking at the test part.
+
+The checkpoint that is kept is the one with the best accuracy on a *validation* part (the released
+code picks it on the test set). Removal can serve as augmentation, so that a model has seen what
+perturbation methods will show it and is not fooled by the edges of a mask.
+"""
+
+import functools
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from stepkit.checks import require
+from stepkit.data.sample import collate
+from stepkit.models import device_of, frozen, load_model, load_weights
+from stepkit.removal import Removal, blur, gaussian_blur
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; every field can be replaced, ``dataclasses.replace(PAPER, epochs=12)``.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+        Passes over the training part; clips per step.
+    clips_per_video : int
+        Clips drawn from every training video in an epoch.
+    optimiser : str
+        ``"sgd"`` (momentum 0.9) or ``"adamw"``.
+    learning_rate, weight_decay : float
+        The largest learning rate; decay of the weights.
+    step_epochs : int
+        The learning rate falls to a tenth every so many epochs; 0: rises for the first fifth of
+        the training, then falls along a cosine ("one cycle").
+    removal_share : float
+        Share of the training clips from which random blobs are removed (`remove_at_random`); it
+        rises from 0 to this over the first half of the epochs.
+    """
+
+    epochs: int = 40
+    batch_size: int = 48
+    clips_per_video: int = 3
+    optimiser: str = "sgd"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    step_epochs: int = 20
+    removal_share: float = 0.0
+
+
+WEIGHTS = Path(__file__).parent / "weights"  # small checkpoints that travel with the package
+PAPER = Recipe()
+QUICK = Recipe(
+    epochs=30,
+    batch_size=32,
+    clips_per_video=1,
+    optimiser="adamw",
+    learning_rate=3e-3,
+    weight_decay=0.02,
+    step_epochs=0,
+    removal_share=0.35,
+)
+
+# A recurrent network whose state is detached learns motion slowly, and not through blobs as well.
+QUICK_RECURRENT = replace(QUICK, removal_share=0.1)
+
+
+def train(
+    model: nn.Module,
+    dataset,
+    validation,
+    out: str | Path,
+    recipe: Recipe = PAPER,
+    *,
+    removal: Removal | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Train ``model`` in place; it ends with the weights that did best on ``validation``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Clips (N, 3, T, H, W) to logits (N, K), on the device to train on. Mixed precision
+        (bfloat16) is used on CUDA.
+    dataset, validation : datasets of stepkit
+        ``dataset.epoch`` is counted up, so that every pass sees other clips.
+    out : path
+        Folder for ``model.safetensors`` (best so far), ``history.csv`` and ``state.pt``, from which
+        a killed run goes on with the epoch it was in. A finished run is not repeated.
+    recipe : Recipe
+        `PAPER` or `QUICK` or one of your own.
+    removal : Removal, optional
+        Operator for ``recipe.removal_share``; the blur pyramid by default.
+    seed : int
+        Order of the clips and the removed blobs. The weights are initialised by the caller.
+    workers : int
+        Processes that load clips beside the training.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    DataFrame
+        One row per epoch: ``epoch, loss, train_top1, val_top1, val_top5``.
+
+    Raises
+    ------
+    ValueError
+        Training and validation share clip ids; ``out`` holds a run of another recipe or seed.
+    """
+    shared = set(dataset.ids) & set(validation.ids)
+    require(not shared, "validation", f"{len(shared)} clips of the training part", "other clips")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run = describe(model, dataset, recipe, seed)
+    steps = recipe.clips_per_video * math.ceil(len(dataset) / recipe.batch_size)
+    optimiser, schedule = _optimiser(model, recipe, steps)
+    history = _resume(out, run, model, optimiser, schedule)
+    epochs = range(len(history), recipe.epochs)
+    for epoch in tqdm(epochs, desc="training", disable=not progress, leave=False):
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        loader = DataLoader(
+            dataset,
+            recipe.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            collate_fn=collate,
+            generator=generator,
+        )
+        share = recipe.removal_share * min(1, 2 * epoch / recipe.epochs)
+        augment = functools.partial(
+            remove_at_random, share=share, removal=removal or blur(), generator=generator
+        )
+        with torch.random.fork_rng(_cuda(model)):  # for dropout
+            torch.manual_seed(seed * 100_003 + epoch)
+            passes = []
+            for i in range(recipe.clips_per_video):
+                dataset.epoch = epoch * recipe.clips_per_video + i
+                passes.append(_pass(model, loader, augment, optimiser, schedule))
+        loss, top1 = (sum(values) / len(values) for values in zip(*passes, strict=True))
+        scores = evaluate(model, validation, recipe.batch_size)
+        best = max((row["val_top1"] for row in history), default=-1.0)
+        row = {"epoch": epoch, "loss": loss, "train_top1": top1}
+        history.append(row | {f"val_{key}": scores[key] for key in ("top1", "top5")})
+        if scores["top1"] >= best:
+            _whole(out / "model.safetensors", lambda path: save_model(model, path, run))
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+        state |= {"schedule": schedule.state_dict(), "run": run, "history": history}
+        _whole(out / "state.pt", lambda path, state=state: torch.save(state, path))
+    table = pd.DataFrame(history)
+    _whole(out / "history.csv", lambda path: table.to_csv(path, index=False))
+    load_weights(model, out / "model.safetensors")
+    return table
+
+
+def evaluate(model: nn.Module, dataset, batch_size: int = 32, progress: bool = False) -> dict:
+    """Return the accuracy of ``model`` on a dataset (Table III).
+
+    Returns
+    -------
+    dict
+        ``top1`` and ``top5`` in [0, 1], and per clip, in order: ``ids``, ``correct`` (bool (N,)),
+        ``probability`` (N,), Φ of the true class.
+    """
+    device, ids, ranks, probability = device_of(model, "cpu"), [], [], []
+    own = torch.Generator()  # a loader without one draws from the global state
+    loader = DataLoader(dataset, batch_size, collate_fn=collate, generator=own)
+    with frozen(model), torch.no_grad():
+        for batch in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
+            scores = model(batch.clips.to(device)).float().softmax(1).cpu()
+            own = scores.gather(1, batch.targets[:, None])
+            ranks.append((scores > own).sum(1))
+            probability.append(own[:, 0])
+            ids += batch.ids
+    rank = torch.cat(ranks)
+    return {
+        "top1": (rank < 1).float().mean().item(),
+        "top5": (rank < 5).float().mean().item(),
+        "ids": ids,
+        "correct": rank < 1,
+        "probability": torch.cat(probability),
+    }
+
+
+def remove_at_random(
+    clips: Tensor, share: float, removal: Removal, generator: torch.Generator
+) -> Tensor:
+    """Remove moving random blobs from a random ``share`` of the clips; labels stay as they are.
+
+    The blobs are level sets of smooth noise in space-time; between a fifth and nine tenths of a
+    clip is kept. ``clips`` (N, 3, T, H, W) -> the same shape.
+    """
+    chosen = (torch.rand(len(clips), generator=generator) < share).nonzero()[:, 0]
+    if not len(chosen):
+        return clips
+    noise = torch.randn(len(chosen), 1, 3, 6, 6, generator=generator)
+    noise = F.interpolate(noise, clips.shape[2:], mode="trilinear", align_corners=True)[:, 0]
+    kept = torch.empty(len(chosen)).uniform_(0.2, 0.9, generator=generator)
+    level = torch.stack(
+        [field.quantile(1 - q) for field, q in zip(noise.flatten(1), kept, strict=True)]
+    )
+    mask = (noise > level[:, None, None, None]).float()
+    mask = gaussian_blur(mask, 0.02 * min(clips.shape[-2:])).clamp(0, 1).to(clips.device)
+    clips = clips.clone()
+    chosen = chosen.to(clips.device)
+    clips[chosen] = removal.apply(clips[chosen], mask)
+    return clips
+
+
+def fit(
+    name: str,
+    dataset,
+    validation,
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    shipped: bool = True,
+    **options,
+) -> tuple[nn.Module, pd.DataFrame, str]:
+    """Return a trained model: the one that travels with stepkit if it is of this very recipe.
+
+    Parameters
+    ----------
+    name : str
+        Of the model, see `stepkit.models.load_model`.
+    shipped : bool
+        False: train in any case. A checkpoint of ``stepkit/weights`` is used only if it was made
+        from the same data, recipe and seed as are asked for here.
+    dataset, validation, out, recipe, seed, **options
+        As for `train`, which is called otherwise and resumes from ``out``.
+
+    Returns
+    -------
+    model : nn.Module
+    history : DataFrame
+        See `train`.
+    origin : str
+        ``"shipped"`` or ``"trained here"``.
+    """
+    model = load_model(name, len(dataset.classes), seed=seed)
+    checkpoint = WEIGHTS / f"{name}_{dataset.name}.safetensors"
+    run = describe(model, dataset, recipe, seed)
+    if shipped and checkpoint.is_file() and _made_by(checkpoint) == run:
+        history = pd.read_csv(checkpoint.with_suffix(".csv"))
+        return load_weights(model, checkpoint), history, "shipped"
+    history = train(model, dataset, validation, out, recipe, seed=seed, **options)
+    return model.eval(), history, "trained here"
+
+
+def describe(model: nn.Module, dataset, recipe: Recipe, seed: int) -> str:
+    """Return, as JSON, all that a training depends on; part of every checkpoint."""
+    facts = {
+        "model": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dataset": dataset.name,
+        "clips": len(dataset),
+        "frames": dataset.frames,
+        "size": dataset.size,
+        "data_seed": dataset.seed,
+        "seed": seed,
+        **asdict(recipe),
+    }
+    return json.dumps(facts)
+
+
+def save_model(model: nn.Module, path: str | Path, run: str = "") -> None:
+    """Write the model's tensors to a ``.safetensors`` file, and what made them (`describe`)."""
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, path, metadata={"run": run})
+
+
+def _made_by(checkpoint: Path) -> str:
+    with safe_open(checkpoint, "pt") as file:
+        return (file.metadata() or {}).get("run", "")
+
+
+def _pass(model, loader, augment, optimiser, schedule) -> tuple[float, float]:
+    """One pass over the training part; returns the mean loss and the accuracy."""
+    device = device_of(model, "cpu")
+    model.train()
+    total = correct = seen = 0.0
+    for batch in loader:
+        clips, targets = augment(batch.clips.to(device)), batch.targets.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(clips).float()
+        loss = F.cross_entropy(logits, targets)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        total += loss.item() * len(targets)
+        correct += (logits.argmax(1) == targets).sum().item()
+        seen += len(targets)
+    return total / seen, correct / seen
+
+
+def _cuda(model: nn.Module) -> list[int]:
+    """Return the CUDA devices whose random state the model uses."""
+    device = device_of(model, "cpu")
+    return [device.index or 0] if device.type == "cuda" else []
+
+
+def _optimiser(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
+    """Return the optimiser, and its schedule counted in steps."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimiser == "sgd":
+        optimiser = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
+    else:
+        require(recipe.optimiser == "adamw", "optimiser", recipe.optimiser, "'sgd' or 'adamw'")
+        optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+    if recipe.step_epochs:
+        every = recipe.step_epochs * steps_per_epoch
+        return optimiser, torch.optim.lr_scheduler.StepLR(optimiser, every, 0.1)
+    steps = recipe.epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.2)
+    return optimiser, schedule
+
+
+def _resume(out: Path, run: str, model, optimiser, schedule) -> list[dict]:
+    """Load the state that a killed run left; return its history, empty for a new run."""
+    if not (out / "state.pt").is_file():
+        return []
+    state = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
+    given = f"{out}, a run of {state['run']}"
+    require(state["run"] == run, "out", given, f"an empty folder, or a run of {run}")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.load_state_dict(state["schedule"])
+    return state["history"]
+
+
+def _whole(path: Path, write) -> None:
+    """Write a file whole or not at all: under a temporary name, then renamed."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,287 @@
+"""The runner on small notebooks; the real ones run under nbval and `make reproduce`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from stepkit import report
+from stepkit.__main__ import main
+from stepkit.reproduce import find_notebooks, parameters, plan, read_profile, reproduce
+
+DEFAULTS = """\
+out: str = ""  # folder of the run
+data: str = ""  # folder of videos
+seed: int = 0  # of everything
+rate: float = 0.5  # a fraction
+areas: list[float] = [0.1, 0.2]  # preserved shares
+fast: bool = True  # or slow"""
+
+LOGGED = 'open(f"{out}/log", "a").write(NAME)'
+
+
+def notebook(root: Path, name: str, *cells: str, defaults: str = DEFAULTS) -> Path:
+    """Write ``notebooks/<name>.ipynb``: a title, the parameters, and ``cells``."""
+    v4 = nbformat.v4
+    first = v4.new_code_cell(defaults, metadata={"tags": ["parameters"]})
+    book = v4.new_notebook(
+        cells=[v4.new_markdown_cell(f"# Title {name}"), first, *map(v4.new_code_cell, cells)],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "language_info": {"name": "python"},
+        },
+    )
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(book, path)
+    return path
+
+
+def texts(path: Path) -> str:
+    """All that the cells of an executed notebook printed or returned."""
+    outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+    return "\n".join(
+        out.get("text") or out.get("data", {}).get("text/plain", "") for out in outputs
+    )
+
+
+def jobs(root: Path, profile="quick", only=(), settings=(), data=None):
+    return plan(root, read_profile(root, profile), only, settings, data, root / "runs" / profile)
+
+
+@pytest.fixture
+def other_kernel(tmp_path, monkeypatch):
+    """Put another environment's kernel of the same name first on Jupyter's path."""
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    kernel = {"argv": ["/nowhere/python"], "display_name": "Other", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(kernel))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three notebooks and one profile; nothing is executed."""
+    notebook(tmp_path, "00_first")
+    notebook(tmp_path, "02_last", defaults="out: str = ''  # folder\ndepth: int = 3  # of it")
+    notebook(tmp_path, "01_middle")
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "big.yaml").write_text(
+        'about: an hour\ndefaults: {seed: 7, rate: 1e-3}\n"01": {seed: 8}\n2: {depth: 9}\n'
+    )
+    return tmp_path
+
+
+def test_the_order_is_that_of_the_numbers(root):
+    assert [job.notebook.stem for job in jobs(root)] == ["00_first", "01_middle", "02_last"]
+    assert [job.notebook.name[:2] for job in jobs(root, only=["2", "00_first"])] == ["00", "02"]
+
+
+def test_quick_injects_the_folder_alone(root):
+    folder = {"out": str(root / "runs" / "quick")}
+    assert [job.parameters for job in jobs(root)] == [folder] * 3
+
+
+def test_a_profile_sets_defaults_sections_and_what_was_asked_wins(root):
+    first, middle, last = (job.parameters for job in jobs(root, "big", settings=["areas=[.3]"]))
+    assert (first["seed"], middle["seed"], last["depth"]) == (7, 8, 9)
+    assert (first["rate"], middle["areas"]) == (0.001, [0.3])
+    assert "seed" not in last
+    seeds = [job.parameters.get("seed") for job in jobs(root, "big", settings=["seed=1"])]
+    assert seeds == [1, 1, None]
+
+
+def test_data_is_passed_as_an_absolute_path(root, monkeypatch):
+    monkeypatch.chdir(root)
+    assert jobs(root, data="params")[0].parameters["data"] == str(root / "params")
+    assert "data" not in jobs(root, data="params")[2].parameters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"profile": "huge"}, "got 'huge', expected one of quick, big"),
+        ({"settings": ["sead=1"]}, "no parameter 'sead'; there are areas, depth, fast, rate, seed"),
+        ({"settings": ["depth=1"], "only": ["00"]}, "no parameter 'depth'"),
+        ({"settings": ["seed"]}, "expected key=value"),
+        ({"settings": ["seed=many"]}, "seed: got 'many', expected int"),
+        ({"settings": ["seed=1.5"]}, "seed: got 1.5, expected int"),
+        ({"settings": ["fast=1"]}, "fast: got 1, expected bool"),
+        ({"settings": ["rate=yes"]}, "rate: got True, expected float"),
+        ({"settings": ["out=x"]}, "out is set by --out"),
+        ({"only": ["7"]}, "got 7, expected one of 00_first, 01_middle, 02_last"),
+        ({"data": "nowhere"}, "expected a folder that exists"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_runs(root, arguments, message):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        jobs(root, **arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("defaults: {sead: 1}", "no parameter 'sead'"),
+        ('"01": {depth: 1}', "no parameter 'depth'"),
+        ("default: {seed: 1}", "got default, expected about, defaults"),
+        ("- seed", "expected a mapping"),
+        ("data_required: true", "reads videos of yours"),
+    ],
+)
+def test_a_wrong_profile_is_refused(root, text, message):
+    (root / "params" / "wrong.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        jobs(root, "wrong")
+
+
+def test_a_profile_can_name_its_notebooks(root):
+    (root / "params" / "part.yaml").write_text("only: [1, '02']\n")
+    assert [job.notebook.name[:2] for job in jobs(root, "part")] == ["01", "02"]
+    assert [job.notebook.name[:2] for job in jobs(root, "part", only=["00"])] == ["00"]
+
+
+def test_without_a_clone_the_error_says_so(tmp_path):
+    with pytest.raises(ValueError, match="come with a clone"):
+        find_notebooks(tmp_path)
+
+
+def test_parameters_come_with_their_defaults(root):
+    path = root / "notebooks" / "00_first.ipynb"
+    assert parameters(path)["areas"] == [0.1, 0.2]
+    assert list(parameters(path)) == ["out", "data", "seed", "rate", "areas", "fast"]
+
+
+@pytest.mark.usefixtures("other_kernel")
+def test_a_run(tmp_path, capfd):
+    """Order, parameters, folder, interpreter, report, stored outputs: one run shows them all."""
+    root = tmp_path / "a {clone}"  # papermill fills braces
+    root.mkdir()
+    first = notebook(
+        root,
+        "00_first",
+        'import os, sys\nprint(os.getcwd(), file=open(f"{out}/cwd", "w"))',
+        'print("10%\\r100%", flush=True)\nprint(f"{out}/maps, seed {seed}")',
+        "[seed, sys.executable]",
+        "import ipywidgets\nipywidgets.IntSlider()",
+        LOGGED.replace("NAME", '"first "'),
+    )
+    notebook(root, "01_second", LOGGED.replace("NAME", '"second "'), "1 / 3")
+    before = nbformat.read(first, 4)
+
+    assert reproduce(store=True, root=root) == 0
+
+    folder = root / "runs" / "quick"
+    assert (folder / "log").read_text() == "first second "
+    assert Path((folder / "cwd").read_text().strip()) == first.parent
+    assert sorted(path.name for path in (folder / "notebooks").iterdir()) == [
+        "00_first.ipynb",
+        "01_second.ipynb",
+    ]
+    executed = nbformat.read(folder / "notebooks" / "00_first.ipynb", 4)
+    assert "widgets" not in executed.metadata
+    assert sys.executable in texts(folder / "notebooks" / "00_first.ipynb")
+
+    page = (folder / "report.html").read_text("utf-8")
+    for said in ("Title 00_first", "Title 01_second", "0.333", "notebooks/00_first.ipynb", "torch"):
+        assert said in page
+    assert "stopped</td>" not in page
+
+    stored = nbformat.read(first, 4)
+    assert [cell.source for cell in stored.cells] == [cell.source for cell in before.cells]
+    assert [cell.metadata for cell in stored.cells] == [cell.metadata for cell in before.cells]
+    assert [c.execution_count for c in stored.cells[1:]] == [1, 2, 3, 4, 5, 6]
+    assert stored.cells[4].outputs[0].execution_count == 4
+    assert stored.metadata == before.metadata
+    printed = texts(first)
+    assert printed.startswith("100%\n")
+    assert "\nruns/quick/maps, seed 0" in printed
+    assert str(tmp_path) not in first.read_text("utf-8")
+    assert sys.prefix not in first.read_text("utf-8")
+    assert "IntSlider" not in printed
+    said = capfd.readouterr().err
+    assert "00_first" in said  # the progress bar
+    assert "IPKernelApp" not in said  # what kernels complain of would tear the bar
+
+
+def test_a_failing_notebook_keeps_what_ran_and_the_report_is_written(tmp_path, capfd):
+    notebook(tmp_path, "00_fine", "1 + 1")
+    notebook(tmp_path, "01_broken", "print('so far')", "undefined_name", "print('never')")
+    notebook(tmp_path, "02_after", "1")
+    before = (tmp_path / "notebooks" / "00_fine.ipynb").read_bytes()
+
+    assert reproduce(store=True, root=tmp_path, out=tmp_path / "elsewhere") == 1
+
+    said = capfd.readouterr().err
+    assert "01_broken.ipynb, cell In [4] (undefined_name)" in said
+    assert "NameError: name 'undefined_name' is not defined" in said
+    folder = tmp_path / "elsewhere" / "quick"
+    assert sorted(path.name for path in (folder / "notebooks").iterdir()) == [
+        "00_fine.ipynb",
+        "01_broken.partial.ipynb",
+    ]
+    assert "so far" in texts(folder / "notebooks" / "01_broken.partial.ipynb")
+    assert "never" not in texts(folder / "notebooks" / "01_broken.partial.ipynb")
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count('<td class="done">') == 1
+    assert page.count('<td class="stopped">') == 1
+    assert page.count('<td class="not run">') == 1
+    assert (tmp_path / "notebooks" / "00_fine.ipynb").read_bytes() == before
+
+    # Mended, the same command replaces the partial one, and the report keeps the first notebook.
+    notebook(tmp_path, "01_broken", "print('mended')")
+    assert reproduce(only=["01"], root=tmp_path, out=tmp_path / "elsewhere") == 0
+    assert not report.partial(folder / "notebooks" / "01_broken.ipynb").exists()
+    assert (folder / "report.html").read_text("utf-8").count('<td class="done">') == 2
+
+
+def test_a_kernel_that_dies_is_reported(tmp_path, capfd):
+    notebook(tmp_path, "00_dies", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert reproduce(root=tmp_path) == 1
+    assert "DeadKernelError" in capfd.readouterr().err
+
+
+def test_outputs_are_not_stored_in_a_notebook_edited_meanwhile(tmp_path):
+    path = notebook(tmp_path, "00_first", "1")
+    executed = tmp_path / "executed.ipynb"
+    executed.write_bytes(path.read_bytes())
+    notebook(tmp_path, "00_first", "2")
+    with pytest.raises(ValueError, match=r"00_first\.ipynb was edited while it ran"):
+        report.store(executed, path, {})
+
+
+def test_only_the_defaults_are_stored(root):
+    with pytest.raises(ValueError, match="--store keeps what the defaults make"):
+        reproduce(store=True, settings=["seed=1"], root=root)
+
+
+def test_the_command_line(capsys, monkeypatch, root):
+    given = {}
+    monkeypatch.setattr("stepkit.reproduce.reproduce", lambda **options: given.update(options) or 0)
+    assert main(["reproduce", "--only", "01", "02", "--set", "a=1", "--set", "b=2"]) == 0
+    assert given["only"] == ["01", "02"]
+    assert given["settings"] == ["a=1", "b=2"]
+    assert given["profile"] == "quick"
+    for wrong in ([], ["reprodcue"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+        assert "usage: stepkit" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("stepkit 0.")
+
+
+def test_an_error_of_the_user_is_one_line_and_status_2(capsys):
+    assert main(["reproduce", "--profile", "no-such"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_line_itself_imports_nothing_heavy():
+    path = Path(report.__file__).with_name("__main__.py")
+    code = f"import runpy, sys; runpy.run_path({str(path)!r})['parser'](); print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert "argparse" in loaded
+    assert not {"papermill", "nbconvert", "nbformat", "torch", "yaml"} & set(loaded)

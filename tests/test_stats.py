@@ -1,0 +1,136 @@
+"""Bootstrap intervals against a plain loop and against all resamples there are."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+
+from stepkit import stats
+
+
+def draw(n, seed=0):
+    return np.random.default_rng(seed).normal(size=n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 13])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_bootstrap_equals_a_plain_loop(n, level):
+    values = draw(n)
+    found = stats.bootstrap_mean(values, samples=200, level=level, seed=3)
+    assert found.index.tolist() == ["mean", "low", "high", "n"]
+    expected = reference.bootstrap_mean(values, 200, level, seed=3)
+    assert found[["mean", "low", "high"]].tolist() == pytest.approx(expected, abs=1e-14)
+    assert found["n"] == n
+
+
+def test_interval_is_that_of_all_resamples():
+    values = [0.0, 0.13, 0.31, 0.77]
+    means = np.sort([np.mean(resample) for resample in itertools.product(values, repeat=4)])
+    found = stats.bootstrap_mean(values, level=0.9)
+    sampling = 4 * (0.05 * 0.95 / 10_000) ** 0.5  # of a share of 10,000 samples
+    for edge, share in ((found["low"], 0.05), (found["high"], 0.95)):
+        assert np.mean(means <= edge + 1e-12) >= share - sampling
+        assert np.mean(means < edge - 1e-12) <= share + sampling
+
+
+def test_paired_bootstrap_is_that_of_the_differences():
+    a, b = draw(9), draw(9, seed=1)
+    found = stats.paired_bootstrap(a, b, samples=300, seed=5)
+    expected = reference.bootstrap_mean(a - b, 300, 0.95, seed=5)
+    assert found[["mean", "low", "high"]].tolist() == pytest.approx(expected, abs=1e-14)
+
+
+def test_pairing_narrows_the_interval():
+    hard = 10 * draw(40)  # what clips have in common is larger than what methods differ by
+    a, b = hard + 0.5 + 0.1 * draw(40, seed=1), hard
+    paired, alone = stats.paired_bootstrap(a, b), stats.bootstrap_mean(a)
+    assert 0.4 < paired["low"] < paired["mean"] < paired["high"] < 0.6
+    assert alone["high"] - alone["low"] > 10 * (paired["high"] - paired["low"])
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for i in range(200):
+        found = stats.bootstrap_mean(rng.normal(size=60), samples=400, level=0.9, seed=i)
+        hits += found["low"] <= 0 <= found["high"]
+    assert 0.9 - 0.08 < hits / 200 < 0.9 + 0.08
+
+
+def test_same_seed_gives_the_same_interval_and_leaves_the_global_state():
+    np.random.seed(11)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = (stats.bootstrap_mean(draw(9), samples=50) for _ in range(2))
+    pd.testing.assert_series_equal(first, second, check_exact=True)
+    other = stats.bootstrap_mean(draw(9), samples=50, seed=1)
+    assert other["low"] != first["low"]
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_level_widens_the_interval():
+    narrow, wide = (stats.bootstrap_mean(draw(20), level=level) for level in (0.5, 0.99))
+    assert wide["low"] < narrow["low"] < narrow["mean"] < narrow["high"] < wide["high"]
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: stats.bootstrap_mean([]), "values"),
+        (lambda: stats.bootstrap_mean([[1.0, 2.0]]), "values"),
+        (lambda: stats.bootstrap_mean([1.0, float("nan")]), "values"),
+        (lambda: stats.bootstrap_mean([1.0], level=0), "level"),
+        (lambda: stats.bootstrap_mean([1.0], level=95), "level"),
+        (lambda: stats.paired_bootstrap([1.0, 2.0], [1.0]), "b"),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(call, argument):
+    with pytest.raises(ValueError, match=f"^{argument}: got"):
+        call()
+
+
+def scores():
+    """Three methods on five clips of two datasets, not in alphabetical order."""
+    rows = [
+        {"dataset": d, "method": m, "clip": c, "auc": level + v}
+        for d, shift in (("x", 0.0), ("a", 1.0))
+        for m, level in (("step", 0.5 + shift), ("gradient", 0.2), ("random", 0.1))
+        for c, v in enumerate(0.01 * draw(5, seed=int(shift)))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_intervals_equal_one_group_at_a_time():
+    table = scores()
+    found = stats.intervals(table, "auc", ["dataset", "method"])
+    assert found.columns.tolist() == ["mean", "low", "high", "n"]
+    appeared = table[["dataset", "method"]].drop_duplicates().apply(tuple, axis=1).tolist()
+    assert found.index.tolist() == appeared
+    for group, row in found.iterrows():
+        rows = table[(table["dataset"] == group[0]) & (table["method"] == group[1])]
+        expected = stats.bootstrap_mean(rows["auc"])
+        assert row.tolist() == pytest.approx(expected.tolist(), abs=1e-14)
+
+
+def test_differences_are_paired_by_clip():
+    shuffled = scores().sample(frac=1, random_state=0)
+    found = stats.differences(shuffled, "auc", ["dataset"])
+    assert set(found.index) == {(d, m) for d in ("x", "a") for m in ("gradient", "random")}
+    assert found.loc[("x", "gradient"), "mean"] == pytest.approx(0.3, abs=1e-12)
+    assert found.loc[("a", "random"), "mean"] == pytest.approx(1.4, abs=1e-12)
+    # clips vary, differences do not: a paired interval has no width
+    assert (found["high"] - found["low"]).max() == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match=r"^method: got 'steps'"):
+        stats.differences(scores(), "auc", ["dataset"], method="steps")
+
+
+def test_verdict_follows_the_interval():
+    gaps = pd.DataFrame({"low": [0.1, -0.2, -0.1, 0.0], "high": [0.2, -0.1, 0.1, 0.1]})
+    assert stats.verdict(gaps).tolist() == ["higher", "lower", "undecided", "undecided"]
+
+
+def test_written_intervals():
+    table = pd.DataFrame({"mean": [0.714], "low": [0.65], "high": [0.771]}, index=["step"])
+    assert stats.written(table).to_dict() == {"step": "0.71 [0.65, 0.77]"}
+    assert stats.written(table, 1).to_dict() == {"step": "0.7 [0.7, 0.8]"}

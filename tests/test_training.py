@@ -1,0 +1,160 @@
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stepkit import removal
+from stepkit.data import Synthetic
+from stepkit.models import load_model
+from stepkit.training import (
+    PAPER,
+    QUICK,
+    QUICK_RECURRENT,
+    WEIGHTS,
+    evaluate,
+    fit,
+    remove_at_random,
+    train,
+)
+
+TINY = replace(QUICK, epochs=3, batch_size=6)
+
+
+def parts(n=12):
+    options = {"frames": 3, "size": 24}
+    return [Synthetic("appearance", split, n=n, **options) for split in ("train", "val")]
+
+
+def bytes_of(path):
+    return (path / "model.safetensors").read_bytes()
+
+
+def test_training_lowers_the_loss_and_writes_what_it_promises(tmp_path):
+    model = load_model("r2plus1d_narrow", 6)
+    data, validation = parts(48)
+    table = train(model, data, validation, tmp_path, replace(TINY, epochs=6, removal_share=0))
+    assert table["loss"].iloc[-1] < table["loss"].iloc[0]
+    assert list(table) == ["epoch", "loss", "train_top1", "val_top1", "val_top5"]
+    assert sorted(os.listdir(tmp_path)) == ["history.csv", "model.safetensors", "state.pt"]
+
+
+class KilledError(Exception):
+    pass
+
+
+class Dies(Synthetic):
+    """A dataset during whose second epoch the process dies."""
+
+    def __getitem__(self, i):
+        if self.epoch == 1 and i == 3:
+            raise KilledError
+        return super().__getitem__(i)
+
+
+def test_a_killed_training_resumes_to_the_same_bytes(tmp_path):
+    data, validation = parts()
+    train(load_model("r50l_narrow", 6), data, validation, tmp_path / "whole", TINY)
+    dies = Dies("appearance", "train", n=12, frames=3, size=24)
+    with pytest.raises(KilledError):
+        train(load_model("r50l_narrow", 6), dies, validation, tmp_path / "killed", TINY)
+    train(load_model("r50l_narrow", 6), data, validation, tmp_path / "killed", TINY)
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob("*.part"))
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    data, validation = parts()
+    first = train(load_model("r2plus1d_narrow", 6), data, validation, tmp_path, TINY)
+    before = os.stat(tmp_path / "state.pt").st_mtime_ns
+    second = train(load_model("r2plus1d_narrow", 6), data, validation, tmp_path, TINY)
+    assert before == os.stat(tmp_path / "state.pt").st_mtime_ns
+    assert first.equals(second)
+
+
+def test_the_checkpoint_is_the_best_on_the_validation_part(tmp_path):
+    data, validation = parts(24)
+    model = load_model("r2plus1d_narrow", 6)
+    table = train(model, data, validation, tmp_path, replace(TINY, epochs=5))
+    assert evaluate(model, validation)["top1"] == pytest.approx(table["val_top1"].max())
+
+
+def test_training_on_the_validation_part_is_refused(tmp_path):
+    data, _ = parts()
+    with pytest.raises(ValueError, match="validation: got 12 clips of the training part"):
+        train(load_model("r2plus1d_narrow", 6), data, data, tmp_path, TINY)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
+    data, validation = parts()
+    train(load_model("r2plus1d_narrow", 6), data, validation, tmp_path, TINY)
+    with pytest.raises(ValueError, match="out: "):
+        train(load_model("r2plus1d_narrow", 6), data, validation, tmp_path, replace(TINY, epochs=4))
+
+
+def test_training_leaves_the_global_random_state(tmp_path):
+    data, validation = parts()
+    state = torch.get_rng_state()
+    train(load_model("r50l_narrow", 6, variant="released"), data, validation, tmp_path, TINY)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_paper_recipe_is_the_papers():
+    assert (PAPER.epochs, PAPER.batch_size, PAPER.clips_per_video) == (40, 48, 3)
+    assert (PAPER.optimiser, PAPER.learning_rate, PAPER.step_epochs) == ("sgd", 1e-3, 20)
+    assert PAPER.removal_share == 0
+
+
+def test_paper_recipe_trains(tmp_path):
+    data, validation = parts()
+    recipe = replace(PAPER, epochs=2, batch_size=6, step_epochs=1)
+    table = train(load_model("r2plus1d_narrow", 6), data, validation, tmp_path, recipe)
+    assert len(table) == 2
+
+
+def test_removal_at_random_takes_the_share_and_keeps_the_rest():
+    clips = torch.randn(200, 3, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(1)
+    found = remove_at_random(clips, 0.25, removal.fade(), draw)
+    touched = (found != clips).flatten(1).any(1)
+    assert 0.15 < touched.float().mean() < 0.35
+    gone = (found[touched] == 0).float().mean()  # fade leaves zeros where all is removed
+    assert 0.1 < gone < 0.8
+
+
+def test_accuracy_counts_ranks():
+    class Fixed(torch.nn.Module):
+        def forward(self, clips):
+            return torch.arange(6.0).expand(len(clips), 6)  # class 5 first, class 0 last
+
+    found = evaluate(Fixed(), Synthetic("appearance", n=12, frames=2, size=24))
+    assert found["top1"] == pytest.approx(1 / 6)
+    assert found["top5"] == pytest.approx(5 / 6)
+    assert found["correct"].tolist() == [False] * 5 + [True] + [False] * 5 + [True]
+
+
+def test_fit_uses_a_shipped_checkpoint_only_for_its_own_recipe(tmp_path):
+    data, validation = parts()
+    _, _, origin = fit("r2plus1d_narrow", data, validation, tmp_path, TINY)
+    assert origin == "trained here"
+
+
+# Not there yet, and so not claimed: on 600 held-out clips r2plus1d_narrow is right on 92.5 % of
+# ``object`` and r50l_narrow on 92.0 % of ``motion``; r50l_narrow is not trained on ``object``.
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("r2plus1d_narrow", "appearance"),
+        ("r2plus1d_narrow", "motion"),
+        ("r50l_narrow", "appearance"),
+    ],
+)
+def test_shipped_models_are_small_and_right_on_95_percent_of_held_out_clips(model, name, tmp_path):
+    checkpoint = WEIGHTS / f"{model}_{name}.safetensors"
+    assert checkpoint.stat().st_size < 3 * 2**20
+    train_part = Synthetic(name, "train", n=1200)
+    recipe = QUICK_RECURRENT if model == "r50l_narrow" else QUICK
+    network, history, origin = fit(model, train_part, train_part, tmp_path, recipe)
+    assert origin == "shipped"
+    assert len(history) == QUICK.epochs
+    assert evaluate(network, Synthetic(name, "test", n=240))["top1"] >= 0.95
