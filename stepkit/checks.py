@@ -53,13 +53,12 @@ def clips(given: object) -> Tensor:
 
 
 def targets(given: object, n: int, classes: int, device=None) -> Tensor:
-    """Return the target classes as int64 (N,); an int stands for the same class in every clip."""
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = torch.full((n,), given)
+    """Return the target classes as int64 (N,); a single one stands for every clip."""
     try:
         given = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"targets: got {type(given).__name__}, expected N class indices") from error
+    given = given.expand(n) if given.ndim == 0 else given
     if given.dtype.is_floating_point or given.dtype in (torch.bool, torch.complex64):
         raise TypeError(f"targets: got dtype {given.dtype}, expected integers")
     require(tuple(given.shape) == (n,), "targets", f"shape {tuple(given.shape)}", f"({n},)")

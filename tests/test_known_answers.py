@@ -47,11 +47,12 @@ def test_step_finds_nothing_where_nothing_is():
     assert mass_inside(found.masks[0, 0], around) < 0.25
 
 
-@pytest.mark.xfail(strict=True, reason="all-ones seeds delete everything: the reward saturates")
-def test_deletion_variant_finds_the_evidence_too():
+@pytest.mark.parametrize("variant", ["deletion", "dual"])
+def test_the_other_variants_find_the_evidence_too(variant):
     size = SIZES[0]
     model, _, around = planted("moving tube", size)
-    found = step(model, noise(*size), 1, areas=(0.05,), iterations=300, variant="deletion")
+    options = {"areas": (0.05,), "iterations": 300, "variant": variant, "removal": "fade"}
+    found = step(model, noise(*size), 1, **options)
     assert mass_inside(found.masks[0, 0], around) >= 0.75
 
 

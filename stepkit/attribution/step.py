@@ -23,7 +23,7 @@ from stepkit.attribution.masks import MaskGeometry, area_loss, core_kernel, core
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
-from stepkit.models import check_model, device_of, frozen, probability
+from stepkit.models import check_model, device_of, frozen
 from stepkit.removal import Removal, gaussian_blur, read
 
 FULL_RUN = 1200  # iterations of the released code, for which the weights below were set
@@ -54,14 +54,17 @@ class Settings:
         ``"ellipsoid"`` or ``"cylinder"``.
     core_form : str
         L_K as ``"printed"`` or as ``"released"``, see `masks.core_loss`.
-    reward : str
-        ``"probability"`` for Φ_c, ``"log"`` for log Φ_c.
+    reward : str or None
+        ``"probability"`` for Φ_c, ``"log"`` for log Φ_c; by default the former, and the latter for
+        the deletion variant: it begins with everything deleted, where Φ_c has no slope left.
     removal : str or Removal
         What stands where the mask is 0.
     on_canvas : bool
         Area terms on the padded canvas, or on the visible mask only.
     variant : str
         ``"preservation"``: M⊗X keeps the class. ``"deletion"``: (1−M)⊗X loses it. ``"dual"``: both.
+        Deletion goes best with ``removal="fade"``: on the blur ladder a faint mask everywhere
+        already takes the finest texture away everywhere.
     step, sigma : int or None
         Of the mask generator, see `MaskGeometry`; by default 7 and 11 at 112×112, in proportion.
     """
@@ -79,7 +82,7 @@ class Settings:
     kernel_size: int | None = None
     kernel_shape: str = "ellipsoid"
     core_form: str = "printed"
-    reward: str = "probability"
+    reward: str | None = None
     removal: str | Removal = "blur"
     on_canvas: bool = True
     variant: str = "preservation"
@@ -93,19 +96,30 @@ class Settings:
         ordered = all(0 < v < 1 for v in areas) and list(areas) == sorted(set(areas))
         require(len(areas) > 0 and ordered, "areas", self.areas, "rising shares between 0 and 1")
         object.__setattr__(self, "areas", areas)
-        whole = isinstance(self.iterations, int) and self.iterations >= 1
-        require(whole, "iterations", self.iterations, "a whole number, at least 1")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
+        require(self.iterations is not None, "iterations", None, "a whole number, at least 1")
         lengths = ("kernel_length", 0), ("kernel_size", 1), ("step", 1), ("sigma", 1)
-        for name, least in lengths:
+        for name, least in (("iterations", 1), *lengths):
             value = getattr(self, name)
-            fits = value is None or (isinstance(value, int) and value >= least)
+            fits = value is None or (type(value) is int and value >= least)
             require(fits, name, value, f"a whole number, at least {least}")
+        for name in ("learning_rate", "area_growth"):
+            require(_real(getattr(self, name), above=0), name, getattr(self, name), "more than 0")
+        for name in ("area_weight", "core_weight"):
+            require(_real(getattr(self, name)), name, getattr(self, name), "at least 0")
+        for name in ("momentum", "dampening", "core_start"):
+            value = getattr(self, name)
+            require(_real(value) and value <= 1, name, value, "between 0 and 1")
         one_of("kernel_shape", self.kernel_shape, ("ellipsoid", "cylinder"))
         one_of("core_form", self.core_form, ("printed", "released"))
-        one_of("reward", self.reward, ("probability", "log"))
+        one_of("reward", self.reward, (None, "probability", "log"))
         one_of("variant", self.variant, ("preservation", "deletion", "dual"))
         object.__setattr__(self, "removal", removals.named(self.removal))
+
+
+def _real(value, above: float | None = None) -> bool:
+    """Whether ``value`` is a finite number of at least 0, or of more than ``above``."""
+    number = isinstance(value, int | float) and math.isfinite(value)
+    return number and (value >= 0 if above is None else value > above)
 
 
 PRESETS = {
@@ -279,7 +293,7 @@ def step(
 
 
 def _settings(preset: str, options: dict, size) -> Settings:
-    """Return the preset with ``options`` in it and the lengths that follow the clip's size."""
+    """Return the preset with ``options`` in it, and with what follows from them and the size."""
     one_of("preset", preset, PRESETS)
     names = [field.name for field in fields(Settings)]
     for name in options:
@@ -288,15 +302,16 @@ def _settings(preset: str, options: dict, size) -> Settings:
     frames, height, width = size
     scaled = MaskGeometry.scaled(height, width)
     size = min(height, width, max(3, round(11 * min(height, width) / 112)))
-    lengths = {
+    implied = {
         "kernel_length": max(1, round(8 * frames / 16)),
         "kernel_size": size - (size + 1) % 2,  # odd: an even ellipsoid has no poles
         "step": scaled.step,
         "sigma": scaled.sigma,
+        "reward": "log" if chosen.variant == "deletion" else "probability",
     }
     return replace(
         chosen,
-        **{name: value for name, value in lengths.items() if getattr(chosen, name) is None},
+        **{name: value for name, value in implied.items() if getattr(chosen, name) is None},
     )
 
 
@@ -320,8 +335,10 @@ def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar):
     try:
         for done in range(settings.iterations):
             canvas = geometry.spread(seeds)
-            phi = _probabilities(model, ladder, geometry.crop(canvas), each, settings.variant)
-            energy, terms = objective(phi, canvas, done / settings.iterations)
+            scores = _log_probabilities(
+                model, ladder, geometry.crop(canvas), each, settings.variant
+            )
+            energy, terms = objective(scores, canvas, done / settings.iterations)
             optimiser.zero_grad()
             energy.backward()
             optimiser.step()
@@ -334,21 +351,21 @@ def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar):
         interrupted = True
     with torch.no_grad():
         masks = geometry.crop(geometry.spread(seeds.detach())).contiguous()
-        phi = _probabilities(model, ladder, masks, each, settings.variant)[0]
+        phi = _log_probabilities(model, ladder, masks, each, settings.variant)[0].exp()
     finite = bool(torch.isfinite(phi).all()) and bool(torch.isfinite(masks).all())
     require(finite, "model", "NaN during the optimisation", "finite logits and gradients")
     return masks, phi.view(n, A), history[:done].cpu(), interrupted
 
 
-def _probabilities(model, ladder, masks, targets, variant) -> list[Tensor]:
-    """Return Φ_c, flat (N·A,), of what the variant looks at.
+def _log_probabilities(model, ladder, masks, targets, variant) -> list[Tensor]:
+    """Return log Φ_c, flat (N·A,), of what the variant looks at.
 
     One tensor; for ``"dual"`` two, what is kept first.
     """
     views = {"preservation": [masks], "deletion": [1 - masks], "dual": [masks, 1 - masks]}[variant]
     kept = torch.cat([read(ladder, view).flatten(0, 1) for view in views])
-    phi = probability(model(kept), targets.repeat(len(views)))
-    return list(phi.chunk(len(views)))
+    scores = model(kept).log_softmax(1).gather(1, targets.repeat(len(views))[:, None])[:, 0]
+    return list(scores.chunk(len(views)))
 
 
 class _Objective:
@@ -366,10 +383,10 @@ class _Objective:
             )
             self.kernel = kernel.to(clips)
 
-    def __call__(self, phi: list[Tensor], canvas: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, scores: list[Tensor], canvas: Tensor, time: float) -> tuple[Tensor, Tensor]:
         """Return the energy summed over clips and areas, and its terms (3, n, A) for the record.
 
-        ``time`` in [0, 1) is the share of the iterations that is done.
+        ``scores`` are `_log_probabilities`; ``time`` in [0, 1) is the share of the iterations that is done.
         """
         s = self.settings
         mask = canvas if s.on_canvas else self.geometry.crop(canvas)
@@ -381,7 +398,8 @@ class _Objective:
             core = core_loss(mask, s.areas, self.kernel, s.core_form)
             if time >= s.core_start:
                 energy = energy + self.balance * s.core_weight * core.sum()
-        rewards = [p.clamp_min(1e-12).log() if s.reward == "log" else p for p in phi]
+        phi = [score.exp() for score in scores]
+        rewards = scores if s.reward == "log" else phi
         kept = rewards[0] if s.variant != "deletion" else -rewards[0]
         energy = energy - kept.sum() + (rewards[1].sum() if s.variant == "dual" else 0)
         return energy, torch.stack([phi[0].view_as(area), area, core]).detach()

@@ -126,18 +126,27 @@ class _Thing:
 
     def paint(self, frames: np.ndarray) -> np.ndarray:
         """Paint over ``frames`` (T, H, W, 3) in place; return the opacity (T, H, W)."""
-        height, width = frames.shape[1:3]
-        unit = min(height, width) / 48
-        y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / unit
-        x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / unit
+        edges = frames.shape[1:3]
+        unit = min(edges) / 48
+        axes = [(np.arange(e, dtype=np.float32) + 0.5 - e / 2) / unit for e in edges]
+        reach = 13 * self.scale.max() + 1  # no silhouette is larger: the rest of the frame stays
+        window = tuple(
+            slice(*np.searchsorted(at, (path.min() - reach, path.max() + reach)))
+            for at, path in zip(axes, self.centre.T, strict=True)
+        )
+        y, x = (at[part] for at, part in zip(axes, window, strict=True))
         scale = self.scale.astype(np.float32)[:, None, None]
         centre = self.centre.astype(np.float32)[:, :, None, None]
-        v = (y[:, None] - centre[:, 0]) / scale  # (T, H, 1)
-        u = (x - centre[:, 1]) / scale  # (T, 1, W)
-        alpha = (_SILHOUETTES[self.silhouette](u, v) * scale * unit + 0.5).clip(0, 1)
-        ink = np.broadcast_to(_PATTERNS[self.pattern](u, v), alpha.shape)[..., None]
+        v = (y[:, None] - centre[:, 0]) / scale  # (T, h, 1)
+        u = (x - centre[:, 1]) / scale  # (T, 1, w)
+        alpha = np.zeros(frames.shape[:3], np.float32)
+        inside = (slice(None), *window)
+        alpha[inside] = (_SILHOUETTES[self.silhouette](u, v) * scale * unit + 0.5).clip(0, 1)
+        ink = _PATTERNS[self.pattern](u, v)
+        shape = (*alpha[inside].shape, 1)
+        ink = np.broadcast_to(ink, shape[:-1]).reshape(shape)
         colour = ink * self.colours[0] + (1 - ink) * self.colours[1]
-        frames += alpha[..., None] * (colour - frames)
+        frames[inside] += alpha[inside][..., None] * (colour - frames[inside])
         return alpha
 
 
@@ -187,12 +196,19 @@ def _background(rng, photographs, camera: _Camera, size) -> np.ndarray:
     flip = rng.random() < 0.5
     frames = np.empty((len(camera.zoom), *size, 3), np.float32)
     for t, zoom in enumerate(camera.zoom):
-        frame = photo
-        for axis, edge in enumerate(size):
-            at = (np.arange(edge) + 0.5 - edge / 2) / zoom - camera.shift[t, axis] * unit / zoom
-            at = (at + start[axis] + photo.shape[axis] / 2 - 0.5).clip(0, photo.shape[axis] - 1.001)
-            low = at.astype(int)
-            part = (at - low).astype(np.float32).reshape((-1,) + (1,) * (2 - axis))
+        at = [
+            (np.arange(edge) + 0.5 - edge / 2) / zoom - camera.shift[t, axis] * unit / zoom
+            for axis, edge in enumerate(size)
+        ]
+        at = [
+            (a + start[axis] + photo.shape[axis] / 2 - 0.5).clip(0, photo.shape[axis] - 1.001)
+            for axis, a in enumerate(at)
+        ]
+        first = int(at[1][0])  # columns out of sight need no interpolation between rows
+        frame, at[1] = photo[:, first : int(at[1][-1]) + 2], at[1] - first
+        for axis in (0, 1):
+            low = at[axis].astype(int)
+            part = (at[axis] - low).astype(np.float32).reshape((-1,) + (1,) * (2 - axis))
             frame = (1 - part) * frame.take(low, axis) + part * frame.take(low + 1, axis)
         frames[t] = frame
     return frames[:, :, ::-1].copy() if flip else frames

@@ -6,6 +6,7 @@ network watches while they appear or disappear. Both operations look at clips in
 by construction: deletion in one order is insertion in the other, read backwards.
 """
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,7 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
     >>> insertion(model, clips, clips.abs().mean(1), [0, 1], steps=4).curve.shape
     torch.Size([2, 5])
     """
+    _check_options(options)
     return _perturb(model, clips, maps, targets, deletion=False, **options)
 
 
@@ -101,7 +103,15 @@ def deletion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options) 
 
     Arguments, returns and errors as for `insertion`. Deletion with MoRF is AOPC (MoRF).
     """
+    _check_options(options)
     return _perturb(model, clips, maps, targets, deletion=True, **options)
+
+
+def _check_options(options: dict) -> None:
+    parameters = inspect.signature(_perturb).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "deletion"]
+    for name in options:
+        one_of("option", name, known)
 
 
 def _perturb(
