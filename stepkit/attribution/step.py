@@ -386,7 +386,7 @@ class _Objective:
     def __call__(self, scores: list[Tensor], canvas: Tensor, time: float) -> tuple[Tensor, Tensor]:
         """Return the energy summed over clips and areas, and its terms (3, n, A) for the record.
 
-        ``scores`` are `_log_probabilities`; ``time`` in [0, 1) is the share of the iterations that is done.
+        ``scores`` are log Φ_c; ``time`` in [0, 1) is the share of the iterations that is done.
         """
         s = self.settings
         mask = canvas if s.on_canvas else self.geometry.crop(canvas)

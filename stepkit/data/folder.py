@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stepkit.checks import one_of, require
-from stepkit.clips import IMAGES, frame_count, normalise, read_frames, sample_frames
+from stepkit.clips import frame_count, normalise, read_frames, sample_frames
 from stepkit.data.sample import Sample
+from stepkit.sources import IMAGES
 
 # of two files of one name the first listed counts: the containers that datasets come in lead
 VIDEOS = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")

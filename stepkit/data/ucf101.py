@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stepkit.checks import one_of, require
-from stepkit.clips import IMAGES
 from stepkit.data.folder import ClipFiles, find_clips, subfolders
+from stepkit.sources import IMAGES
 
 ANNOTATED_AT = (240, 320)  # H, W of every box in the annotation, whatever size a video file has
 
