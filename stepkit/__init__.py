@@ -10,7 +10,7 @@ from stepkit import data, metrics, models, plots, removal, stats, sweep, trainin
 from stepkit.attribution import attribute, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import load_dataset
-from stepkit.metrics import deletion, insertion
+from stepkit.metrics import deletion, insertion, pointing_game, reliability
 from stepkit.models import load_model
 from stepkit.viz import save_video, show
 
@@ -26,8 +26,10 @@ __all__ = [
     "metrics",
     "models",
     "plots",
+    "pointing_game",
     "read_clip",
     "read_clips",
+    "reliability",
     "removal",
     "save_video",
     "show",

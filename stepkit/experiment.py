@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 from torch import nn
+from tqdm.auto import tqdm
 
 from stepkit import metrics, removal, sweep
+from stepkit.attribution import methods as methods_table
 from stepkit.data import Batch, batch, load_dataset
-from stepkit.training import QUICK, QUICK_RECURRENT, evaluate, fit
+from stepkit.training import QUICK, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +34,7 @@ class Experiment:
     parts : bool
         Split videos in time, see `stepkit.load_dataset`.
     epochs, batch_size : int
-        Of training; the rest of the recipe is `stepkit.training.QUICK`, or `QUICK_RECURRENT`.
+        Of training; the rest of the recipe, and the epochs if 0, are `stepkit.training.quick`'s.
     retrain : bool
         Train here, also where a checkpoint travels with stepkit.
     seed : int
@@ -46,7 +48,7 @@ class Experiment:
     train_clips: int = 1200
     data: str = ""
     parts: bool = False
-    epochs: int = QUICK.epochs
+    epochs: int = 0
     batch_size: int = QUICK.batch_size
     retrain: bool = False
     seed: int = 0
@@ -87,13 +89,14 @@ class Experiment:
         """Return a trained model, its history and its origin; see `stepkit.training.fit`."""
         key = model, dataset
         if key not in self._models:
-            recipe = QUICK_RECURRENT if model.startswith("r50l") else QUICK
+            recipe = quick(model, dataset)
+            epochs = self.epochs or recipe.epochs
             self._models[key] = fit(
                 model,
                 self.dataset(dataset, "train"),
                 self.dataset(dataset, "val"),
                 self.folder / "models" / f"{model}_{dataset}",
-                replace(recipe, epochs=self.epochs, batch_size=self.batch_size),
+                replace(recipe, epochs=epochs, batch_size=self.batch_size),
                 seed=self.seed,
                 shipped=not self.retrain,
                 progress=self.progress,
@@ -126,6 +129,33 @@ class Experiment:
             progress=self.progress,
             **options,
         )
+
+    def gallery(
+        self, methods: dict[str, dict], model: str, dataset: str, i: int = 1
+    ) -> tuple[dict, pd.DataFrame]:
+        """Explain one test clip by many methods, each by itself.
+
+        ``methods`` gives each method's options. Returns maps by label, and a table with a row per
+        method: its cost (`stepkit.sweep.measure`), or why it refused this model.
+        """
+        maps, rows = {}, {}
+        labels = methods_table()["label"]
+        where = self.fit(model, dataset)[0], self.dataset(dataset), self.folder / "maps"
+        for method in tqdm(methods, desc=model, disable=not self.progress, leave=False):
+            try:
+                found, rows[method] = sweep.measure(
+                    method, *where, model_name=model, i=i, seed=self.seed, **methods[method]
+                )
+            except ValueError as error:
+                rows[method] = {"refused": str(error)}
+                continue
+            passes = rows[method]["forward"] + rows[method]["backward"]
+            label = f"{labels[method]}\n{passes:.0f} passes, {rows[method]['seconds']:.1f} s"
+            maps[label] = found
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+        table = table.reindex(columns=["forward", "backward", "seconds", "refused"]).reset_index()
+        self.keep(table, f"cost_{model}_{dataset}")
+        return maps, table.set_index("method").assign(refused=table["refused"].fillna("").values)
 
     def insertion(
         self, methods: dict[str, dict], models: list[str], datasets: list[str], **options

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet
-from torchvision.models.video import r2plus1d_18
+from torchvision.models.video import S3D, MViT, SwinTransformer3d, VideoResNet, r2plus1d_18
 from torchvision.models.video import resnet as video_resnet
 
 from stepkit.checks import one_of, require
@@ -362,8 +362,11 @@ def check_model(model: nn.Module, clips: Tensor, gradient: bool = False) -> int:
 def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     """Return the layer that activation methods look at.
 
-    ``name`` as in ``model.named_modules()``; by default the last convolutional stage of
-    torchvision's video ResNets, and the attribute ``cam_layer`` of models that carry one.
+    ``name`` as in ``model.named_modules()``. By default the attribute ``cam_layer`` of models that
+    carry one, and for torchvision's video models the last layer where space is left and that the
+    classifier listens to: the last stage of a ResNet and of S3D, the last normalisation of a Swin
+    transformer, the last block but one of an MViT (of the last, only the class token is read). For
+    any other model it has to be named: which of its layers comes last, no list of layers tells.
 
     Raises
     ------
@@ -371,13 +374,26 @@ def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
         No such layer, or none known for this model; lists those that there are.
     """
     layers = {key: layer for key, layer in model.named_modules() if key}
-    if name is None:
-        name = getattr(model, "cam_layer", None)
-    if name is None and isinstance(model, video_resnet.VideoResNet):
-        name = "layer4"
+    name = _usual_layer(model) if name is None else name
     given = "no name, and no default for this model" if name is None else repr(name)
-    require(name in layers, "layer", given, "one of " + ", ".join(layers))
+    with_weights = [key for key in layers if next(layers[key].parameters(), None) is not None]
+    require(name in layers, "layer", given, "one of " + ", ".join(with_weights or layers))
     return layers[name]
+
+
+def _usual_layer(model: nn.Module) -> str | None:
+    """Return the name of `find_layer`'s default."""
+    if isinstance(model, VideoResNet):
+        usual = "layer4"
+    elif isinstance(model, S3D):
+        usual = f"features.{len(model.features) - 1}"
+    elif isinstance(model, SwinTransformer3d):
+        usual = "norm"
+    elif isinstance(model, MViT):
+        usual = f"blocks.{len(model.blocks) - 2}"
+    else:
+        usual = None
+    return getattr(model, "cam_layer", usual)
 
 
 def probability(logits: Tensor, targets: Tensor) -> Tensor:

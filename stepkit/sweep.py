@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from stepkit.attribution import attribute, heatmap, step
+from stepkit.attribution.cost import measured
 from stepkit.checks import require
 from stepkit.data.sample import collate
 
@@ -88,6 +89,38 @@ def explain(
         bar.update(len(samples))
     bar.close()
     return {name: torch.stack([result[name] for result in found]) for name in found[0]}
+
+
+def measure(
+    method: str,
+    model: nn.Module,
+    dataset,
+    out: str | Path,
+    *,
+    model_name: str,
+    i: int,
+    seed: int = 0,
+    **options,
+) -> tuple[Tensor, dict]:
+    """Explain clip ``i`` of a dataset by itself; return its map (T, H, W) and what it cost.
+
+    Arguments as for `explain`; a clip that is done already is read from disk, with what it cost
+    then: ``seconds``, ``forward`` and ``backward`` passes, see `stepkit.attribution.cost`.
+    """
+    sample = dataset[i]
+    folder = Path(out) / dataset.name / model_name / method
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{sample.id}_alone.safetensors"
+    key = _key(sample, fingerprint(*model.state_dict().values()), method, options, seed)
+    found = _read(path, key)
+    if found is None:
+        made, cost = measured(
+            lambda *_: _make(method, model, [sample], 1, seed, options)[0], model, sample.clip[None]
+        )
+        found = made | {name: torch.tensor(value) for name, value in cost.items()}
+        _write(path, key, found)
+    cost = {name: found[name].item() for name in ("seconds", "forward", "backward")}
+    return found["maps"], cost
 
 
 def fingerprint(*tensors: Tensor) -> str:

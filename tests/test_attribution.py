@@ -8,8 +8,28 @@ from torch import nn
 from stepkit import attribute, methods
 from stepkit.models import load_model
 
-FAST = {"step": {"iterations": 3, "areas": (0.1, 0.3)}, "grad_cam": {"layer": "conv"}}
+FAST = {
+    "step": {"iterations": 3, "areas": (0.1, 0.3)},
+    "extremal_perturbation": {"iterations": 3, "areas": (0.1, 0.3)},
+    "meaningful_perturbation": {"iterations": 3},
+    "i_gos": {"iterations": 2, "steps": 3},
+    "fg_vis": {"iterations": 3},
+    "integrated_gradients": {"steps": 4},
+    "blur_ig": {"steps": 4},
+    "smoothgrad": {"samples": 3},
+    "smoothgrad_squared": {"samples": 3},
+    "xrai": {"segments": (8, 20), "steps": 3},
+    "occlusion": {"window": (2, 12, 16), "stride": (2, 12, 16)},
+    "rise": {"samples": 20},
+    "lime": {"samples": 20, "segments": 12},
+}
 METHODS = list(methods().index)
+
+
+def options(method, model):
+    """What keeps a method quick, and the layer where none can be found."""
+    layer = "layer" in methods().options[method].split(", ") and isinstance(model, Watched)
+    return FAST.get(method, {}) | ({"layer": "conv"} if layer else {})
 
 
 def clips(n=3, seed=0):
@@ -18,7 +38,8 @@ def clips(n=3, seed=0):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_finite_float32_map_per_clip(method):
-    found = attribute(method, Watched(), clips(), [0, 1, 0], **FAST.get(method, {}))
+    model = Watched()
+    found = attribute(method, model, clips(), [0, 1, 0], **options(method, model))
     assert found.shape == (3, 4, 24, 32)
     assert found.dtype == torch.float32
     assert torch.isfinite(found).all()
@@ -27,23 +48,18 @@ def test_every_method_gives_a_finite_float32_map_per_clip(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_batch_size_and_neighbours_change_nothing(method):
-    options = FAST.get(method, {})
-    whole = attribute(method, Watched().eval(), clips(), [0, 1, 0], batch_size=8, **options)
-    model = Watched().eval()
-    torch.manual_seed(0)
     model = load_model("r2plus1d_narrow", 2)
-    options = {k: v for k, v in options.items() if k != "layer"}
-    whole = attribute(method, model, clips(), [0, 1, 0], batch_size=8, **options)
-    single = attribute(method, model, clips(), [0, 1, 0], batch_size=1, **options)
+    quick = options(method, model)
+    whole = attribute(method, model, clips(), [0, 1, 0], batch_size=8, **quick)
+    single = attribute(method, model, clips(), [0, 1, 0], batch_size=1, **quick)
     torch.testing.assert_close(whole, single, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_call_same_bytes_and_the_global_state_is_left(method):
     model = load_model("r50l_narrow", 2)
-    options = {k: v for k, v in FAST.get(method, {}).items() if k != "layer"}
-    state = torch.get_rng_state()
-    one, two = (attribute(method, model, clips(), 1, seed=5, **options) for _ in range(2))
+    quick, state = options(method, model), torch.get_rng_state()
+    one, two = (attribute(method, model, clips(), 1, seed=5, **quick) for _ in range(2))
     assert torch.equal(one, two)
     assert torch.equal(state, torch.get_rng_state())
 
@@ -72,7 +88,7 @@ class Fails(Watched):
 def test_model_is_as_it_was_after_a_call(method):
     model = Watched()
     before = state_of(model)
-    attribute(method, model, clips(), 0, **FAST.get(method, {}))
+    attribute(method, model, clips(), 0, **options(method, model))
     assert same_state(before, state_of(model))
 
 
@@ -82,7 +98,7 @@ def test_model_is_as_it_was_after_an_error(method, at):
     model = Fails(at, RuntimeError("out of memory"))
     before = state_of(model)
     with pytest.raises(RuntimeError, match="out of memory"):
-        attribute(method, model, clips(), 0, **FAST.get(method, {}))
+        attribute(method, model, clips(), 0, **options(method, model))
     assert same_state(before, state_of(model))
 
 
@@ -91,7 +107,7 @@ def test_model_is_as_it_was_after_an_interrupt(method):
     model = Fails(2, KeyboardInterrupt())
     before = state_of(model)
     with pytest.raises(KeyboardInterrupt):
-        attribute(method, model, clips(), 0, **FAST.get(method, {}))
+        attribute(method, model, clips(), 0, **options(method, model))
     assert same_state(before, state_of(model))
 
 

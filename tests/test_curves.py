@@ -71,9 +71,8 @@ def test_curve_equals_perturbing_unit_by_unit(problem, unit, L, operation, order
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(("unit", "L"), [("patch of 2", 7), ("patch of 4", 5), ("pixel", 10)])
 def test_curve_of_uneven_steps_equals_perturbing_unit_by_unit(problem, unit, L, operation, order):
-    # FAILS for deletion with MoRF and insertion with LeRF, a bug of curves._perturb: §IV-A splits
-    # the pixels into I^(1) ... I^(L) by the order alone, and Eqs. 14 and 18 add and take away the
-    # same h^(l). The library ends step l at ⌊l·U/L⌋ in insertion, but at ⌈l·U/L⌉ in deletion.
+    # §IV-A splits the pixels into I^(1) ... I^(L) by the order alone, and Eqs. 14 and 18 add and
+    # take away the same h^(l), also where the steps are uneven.
     side, units = UNITS[unit]
     assert units % L != 0
     found = OPERATIONS[operation](*problem, order=order, steps=L, **options(unit))
@@ -84,7 +83,6 @@ def test_curve_of_uneven_steps_equals_perturbing_unit_by_unit(problem, unit, L, 
 @pytest.mark.parametrize("order", ["morf", "lerf"])
 @pytest.mark.parametrize(("unit", "L"), [("patch of 2", 12), ("patch of 2", 7), ("pixel", 10)])
 def test_insertion_has_inserted_what_deletion_has_deleted(problem, unit, L, order):
-    # FAILS for uneven steps, the bug of the test above.
     inserted = insertion(*problem, order=order, steps=L, **options(unit)).share
     deleted = deletion(*problem, order=order, steps=L, **options(unit)).share
     torch.testing.assert_close(inserted, deleted, rtol=0, atol=1e-6)
@@ -225,8 +223,8 @@ def test_ranks_sort_the_mean_of_each_unit(side):
 @pytest.mark.parametrize("value", [0.0, 0.1, -0.3])
 @pytest.mark.parametrize(("side", "edge"), [(1, 6), (4, 8), (3, 10), (7, 16)])
 def test_units_that_tie_keep_their_raster_order(side, edge, value):
-    # FAILS where the patch does not divide the frame, a bug of curves.unit_ranks: the float32 means
-    # of 9 and of 3 equal numbers differ by rounding (0.1 + 0.1 + 0.1 over 3 is not 0.1).
+    # float32 means of 9 and of 3 equal numbers differ by rounding, where a patch does not divide
+    # the frame (0.1 + 0.1 + 0.1 over 3 is not 0.1)
     ranks, units = unit_ranks(torch.full((1, 2, edge, edge), value), side)
     assert ranks[0, :, ::side, ::side].flatten().tolist() == list(range(units))
 
@@ -287,7 +285,7 @@ def test_dropout_is_off_while_the_model_watches(problem):
         ({"batch_size": 0}, "batch_size"),
         ({"baseline": "grey"}, "removal"),
         ({"patch": -1}, "patch"),
-        ({"patch": 0}, "patch"),  # FAILS, a bug: 0 is taken for "not given" (`patch or ...`)
+        ({"patch": 0}, "patch"),  # not the same as none given
         ({"maps": noise(2, 3, 6, 7)}, "maps"),
         ({"maps": noise(1, *SIZE)}, "maps"),
         ({"maps": torch.full((2, *SIZE), float("nan"))}, "maps"),
@@ -304,7 +302,6 @@ def test_a_wrong_argument_is_refused_by_name(problem, change, argument):
 
 
 def test_auc_refuses_a_rule_that_it_does_not_know():
-    # FAILS, a bug: any other word means "trapezoid".
     with pytest.raises(ValueError, match=r"^rule: got 'simpson'"):
         auc(torch.zeros(1, 5), "simpson")
 

@@ -174,8 +174,7 @@ def test_top_share_marks_the_largest():
 
 @pytest.mark.parametrize("counts", [[0, 1, 2], [5, 11, 13], [22, 23, 24]])
 def test_top_share_of_ties_sums_to_the_count(counts):
-    # FAILS in float64, a small bug of masks.top_share: the share is a quotient of two integer
-    # tensors, so a float32, before it is turned into the values' dtype.
+    # also in float64, though the share is a quotient of two integer tensors
     marks = top_share(tied_values(), counts)
     assert bool((marks >= 0).all())
     assert bool((marks <= 1).all())
@@ -238,7 +237,6 @@ def test_area_loss_of_the_template_is_zero():
 
 
 def test_area_loss_of_ties_is_the_mean_over_all_sorting_orders():
-    # FAILS for the same reason as test_top_share_of_ties_sums_to_the_count.
     masks = tied_values().view(2, 3, 2, 3, 4) / 4
     areas = (0.2, 0.5, 0.8)
     ours = gradient(lambda m: area_loss(m, areas), masks)
@@ -271,9 +269,8 @@ def test_area_loss_and_its_gradient_follow_when_voxels_or_frames_are_permuted():
 
 @pytest.mark.parametrize("size", [(112, 112, 7, 11), (56, 56, 4, 6), (12, 12, 3, 2)])
 def test_all_ones_seeds_are_pushed_alike_along_rows_and_columns(size):
-    # FAILS, a bug of masks.top_share: pixels that tie in the equation (here (y, x) and (x, y)) come
-    # out of `spread` a rounding error apart, so rounding picks which of them count as the largest.
-    # The seeds' gradient then differs by 0.1 to 4 % between the two, and between machines.
+    # Pixels that tie in the equation, (y, x) and (x, y), leave `spread` a rounding error apart. Did
+    # rounding pick which of them count as the largest, the gradients would differ by up to 4 %.
     geometry = MaskGeometry(*size)
     seeds = torch.ones(1, len(AREAS), 1, *geometry.seeds)
     slope = gradient(lambda s: area_loss(geometry.spread(s), AREAS), seeds)
@@ -321,8 +318,7 @@ def test_kernel_of_unknown_shape_or_no_length_is_refused_by_name():
 
 @pytest.mark.parametrize(("length", "size"), [(8, 2), (2, 4), (1, 2)])
 def test_kernel_without_a_voxel_is_refused_by_name(length, size):
-    # FAILS, a bug of masks.core_kernel: by Eq. 9 no voxel of these boxes lies inside, so Z = 0 and
-    # K is 0/0; `step(kernel_size=2)` then blames the model for the NaN.
+    # by Eq. 9 no voxel of these boxes lies inside, so Z = 0
     with pytest.raises(ValueError, match=r"^kernel_size"):
         core_kernel(length, size)
 
@@ -378,8 +374,7 @@ def test_released_core_loss_is_another_than_the_printed_one():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_core_loss_and_its_gradient_follow_when_time_is_reversed(form):
-    # FAILS (printed), the bug of test_all_ones_seeds_are_pushed_alike_along_rows_and_columns:
-    # values of M∗K that tie are a rounding error apart, and here one of them is the last of the k.
+    # values of M∗K that tie are a rounding error apart, and here one of them is the last of the k
     masks, kernel = draw(1, 2, 5, 9, 9).round(decimals=1), core_kernel(3, 3)
     slope = gradient(lambda m: core_loss(m, (0.2, 0.6), kernel, form), masks)
     turned = gradient(lambda m: core_loss(m, (0.2, 0.6), kernel, form), masks.flip(2))
@@ -406,7 +401,7 @@ def test_core_loss_of_a_full_or_an_empty_mask(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_core_loss_with_a_kernel_of_one_voxel_is_finite(form):
-    # FAILS (released), a bug of masks.core_loss: ⌊0.5236·1⌋ = 0 and k = v·THW / 0.
+    # released: ⌊0.5236·1⌋ = 0, and k = v·THW / 0 would be infinite
     loss = core_loss(draw(1, 1, 2, 3, 4), (0.1,), core_kernel(1, 1), form)
     assert bool(loss.isfinite().all())
 

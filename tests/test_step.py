@@ -385,8 +385,7 @@ def test_any_clip_size_runs(size):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", [(3, 8, 9), (1, 2, 5)])
 def test_any_preset_runs_on_a_small_clip(preset, size):
-    # FAILS for "printed" on 2×5 pixels, a bug of step._settings: the kernel's least size of 3 is
-    # larger than the visible mask, and the error blames kernel_length, which nobody has given.
+    # on 2×5 pixels the kernel's least size of 3 is larger than the visible mask
     found = step(Sensor(size), noise(1, size), 0, preset, iterations=2)
     assert found.masks.shape == (1, 4, *size)
     assert found.areas == PRESETS[preset].areas
@@ -477,8 +476,6 @@ def test_interrupt_at_the_first_iteration_returns_masks():
 
 
 def test_interrupt_of_one_batch_ends_them_all():
-    # FAILS, a bug of step.step: `_optimise` swallows the interrupt, and the loop over batches goes
-    # on; on 1000 clips a user has to press Ctrl-C 250 times.
     model = Fails(4, KeyboardInterrupt())
     found = step(model, noise(4), 0, batch_size=2, **{**QUICK, "iterations": 20})
     assert found.interrupted
@@ -507,8 +504,7 @@ def test_model_is_left_as_it_was(error):
 
 
 def test_clips_that_require_a_gradient_are_taken_and_get_none():
-    # FAILS, a bug of step.step: the ladder keeps the clips' graph, so the second backward raises,
-    # and the first has filled clips.grad. (`attribute` and `insertion` take such clips.)
+    # did the ladder keep the clips' graph, the second backward would raise
     clips = noise().requires_grad_(True)
     found = step(Sensor(), clips, 0, **QUICK)
     assert clips.grad is None
@@ -516,7 +512,6 @@ def test_clips_that_require_a_gradient_are_taken_and_get_none():
 
 
 def test_no_grad_around_the_call_changes_nothing():
-    # FAILS, a bug of step._optimise: unlike check_model it does not turn gradients on.
     expected = step(Sensor(), noise(), 0, **QUICK)
     with torch.no_grad():
         found = step(Sensor(), noise(), 0, **QUICK)
@@ -569,7 +564,6 @@ def test_a_wrong_argument_is_refused_by_name(change, argument):
 
 
 def test_one_number_for_areas_is_refused_by_name():
-    # FAILS, a bug of Settings: "'float' object is not iterable" names no argument.
     with pytest.raises((TypeError, ValueError), match=r"^areas: got"):
         step(Sensor(), noise(), 0, areas=0.1)
 

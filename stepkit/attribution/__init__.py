@@ -1,23 +1,46 @@
 """Attribution methods, all behind one door: `attribute`."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit.attribution.cam import grad_cam
-from stepkit.attribution.gradients import gradient
+from stepkit.attribution.backprop import deconvnet, deeplift, guided_backprop
+from stepkit.attribution.cam import cam, grad_cam, grad_cam_pp, score_cam
+from stepkit.attribution.excitation import excitation_backprop, lrp
+from stepkit.attribution.gradients import (
+    blur_ig,
+    gradient,
+    gradient_x_input,
+    integrated_gradients,
+    smoothgrad,
+    smoothgrad_squared,
+)
+from stepkit.attribution.occlusion import lime, occlusion, rise
+from stepkit.attribution.optimised import (
+    EXTREMAL_OPTIONS,
+    extremal_perturbation,
+    fg_vis,
+    i_gos,
+    meaningful_perturbation,
+)
 from stepkit.attribution.step import Settings, StepResult, heatmap, step
+from stepkit.attribution.xrai import xrai
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
 from stepkit.models import check_model, device_of, frozen
 
 __all__ = ["Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
+
+
+TRIED = Path(__file__).with_name("tried.csv")
 
 
 @dataclass(frozen=True)
@@ -84,9 +107,13 @@ def attribute(
     """
     one_of("method", method, _METHODS)
     if method == "step":
-        return step(
-            model, clips, targets, batch_size=batch_size, progress=progress, **options
-        ).heatmap
+        found = step(model, clips, targets, batch_size=batch_size, progress=progress, **options)
+        if found.interrupted:  # a map does not tell that it is half done; StepResult does
+            raise KeyboardInterrupt
+        return found.heatmap
+    if method == "extremal_perturbation":
+        given = {"batch_size": batch_size, "progress": progress}
+        return extremal_perturbation(model, clips, targets, **given, **options)
     run = _METHODS[method].run
     for name in options:
         one_of("option", name, _options(run))
@@ -96,39 +123,53 @@ def attribute(
     device = device_of(model, clips.device)
     maps = torch.empty(len(clips), *clips.shape[2:], device=clips.device)
     with frozen(model):
-        needs_gradient = _METHODS[method].needs != "nothing"
+        needs_gradient = "gradient" in _METHODS[method].needs
         classes = check_model(model, clips[:1].to(device), gradient=needs_gradient)
         targets = check_targets(targets, len(clips), classes, device)
         starts = range(0, len(clips), batch_size)
-        for start in tqdm(starts, desc=method, disable=not progress, leave=False):
+        bar = functools.partial(tqdm, disable=not progress, leave=False)
+        wanted = inspect.signature(run).parameters
+        for start in bar(starts, desc=method):
             chunk = slice(start, start + batch_size)
-            part = clips[chunk].to(device)
-            maps[chunk] = run(model, part, targets[chunk], seeds=seeds[chunk], **options).to(maps)
+            given = {"seeds": seeds[chunk], "batch_size": batch_size, "bar": bar}
+            given = {name: value for name, value in given.items() if name in wanted} | options
+            maps[chunk] = run(model, clips[chunk].to(device), targets[chunk], **given).to(maps)
     require(bool(torch.isfinite(maps).all()), "model", f"NaN in {method}", "finite attributions")
     return maps
 
 
 def methods() -> pd.DataFrame:
-    """List the methods: one row per id with its label, family, needs, source and options."""
+    """List the methods: Table I, and what a reader wants to know beside it.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by id: ``label``, ``family``, ``needs``, ``source``; found by trying
+        (`stepkit.attribution.trial`): the kinds of network that it ``works on``, Table I's
+        ``unmodified rule``, ``all networks`` and ``unreduced resolution``, ``forward`` and
+        ``backward`` passes per clip with default options; and the method's ``options``.
+    """
     rows = {
-        name: {
-            "label": m.label,
-            "family": m.family,
-            "needs": m.needs,
-            "source": m.source,
-            "options": ", ".join(_options(m.run)),
-        }
+        name: {"label": m.label, "family": m.family, "needs": m.needs, "source": m.source}
         for name, m in _METHODS.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    options = {name: ", ".join(_options(m.run)) for name, m in _METHODS.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    table = table.join(pd.read_csv(TRIED, index_col="method", keep_default_na=False))
+    return table.assign(options=pd.Series(options))
 
 
 def _options(run) -> list[str]:
     """Return the names of a method's own options."""
     if run is step:
         return list(Settings.__dataclass_fields__)
+    if run is extremal_perturbation:
+        return EXTREMAL_OPTIONS
     parameters = inspect.signature(run).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seeds"]
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN]
+
+
+_GIVEN = ("seeds", "batch_size", "bar")  # what `attribute` hands to a method that asks for it
 
 
 def _clip_seeds(seed: int | Sequence[int], n: int) -> list[int]:
@@ -148,11 +189,64 @@ def _random(model, clips: Tensor, targets: Tensor, *, seeds) -> Tensor:
     return torch.stack(draw)
 
 
-_METHODS = {
+_METHODS = {  # in the order of Table I
     "random": Method(_random, "Random", "control", "nothing", "§V-B"),
     "gradient": Method(gradient, "Gradient", "gradient", "gradient", "Eq. 22; Simonyan 2014"),
+    "integrated_gradients": Method(
+        integrated_gradients,
+        "Integrated Gradients",
+        "gradient",
+        "gradient",
+        "Eq. 24; Sundararajan 2017",
+    ),
+    "smoothgrad": Method(smoothgrad, "SmoothGrad", "gradient", "gradient", "Eq. 25; Smilkov 2017"),
+    "gradient_x_input": Method(
+        gradient_x_input, "Gradient × Input", "gradient", "gradient", "Eq. 23; Shrikumar 2016"
+    ),
+    "deconvnet": Method(deconvnet, "DeConvNet", "backprop", "gradient, ReLU", "Zeiler 2014"),
+    "guided_backprop": Method(
+        guided_backprop, "Guided BP", "backprop", "gradient, ReLU", "Springenberg 2015"
+    ),
+    "lrp": Method(lrp, "LRP", "backprop", "gradient, layers with a rule", "Bach 2015"),
+    "deeplift": Method(deeplift, "DeepLIFT", "backprop", "gradient", "Shrikumar 2017"),
+    "excitation_backprop": Method(
+        excitation_backprop,
+        "Excitation BP",
+        "backprop",
+        "activation, gradient, ReLU",
+        "§V-B; Zhang 2018, Bargal 2018",
+    ),
+    "smoothgrad_squared": Method(
+        smoothgrad_squared, "SmoothGrad-Squared", "gradient", "gradient", "Eq. 26; Hooker 2019"
+    ),
+    "xrai": Method(xrai, "XRAI", "gradient", "gradient", "§V-B; Kapishnikov 2019"),
+    "blur_ig": Method(blur_ig, "Blur IG", "gradient", "gradient", "Eq. 27; Xu 2020"),
+    "cam": Method(cam, "CAM", "activation", "activation, linear classifier", "Zhou 2016"),
     "grad_cam": Method(
         grad_cam, "Grad-CAM", "activation", "activation, gradient", "Eq. 28; Selvaraju 2017"
+    ),
+    "grad_cam_pp": Method(
+        grad_cam_pp, "Grad-CAM++", "activation", "activation, gradient", "Chattopadhay 2018"
+    ),
+    "score_cam": Method(score_cam, "Score-CAM", "activation", "activation", "Wang 2020"),
+    "occlusion": Method(occlusion, "Occlusion", "perturbation", "forward", "Zeiler 2014"),
+    "lime": Method(lime, "LIME", "perturbation", "forward", "Ribeiro 2016"),
+    "rise": Method(rise, "RISE", "perturbation", "forward", "Petsiuk 2018"),
+    "meaningful_perturbation": Method(
+        meaningful_perturbation,
+        "Meaningful Perturbation",
+        "perturbation",
+        "gradient",
+        "Eq. 1; Fong 2017",
+    ),
+    "i_gos": Method(i_gos, "I-GOS", "perturbation", "gradient", "Qi 2020"),
+    "fg_vis": Method(fg_vis, "FG-Vis", "perturbation", "gradient, activation", "Wagner 2019"),
+    "extremal_perturbation": Method(
+        extremal_perturbation,
+        "Extremal Perturbation",
+        "perturbation",
+        "gradient",
+        "Eq. 5; Fong 2019",
     ),
     "step": Method(step, "STEP", "perturbation", "gradient", "Eqs. 1-11; Li 2021"),
 }

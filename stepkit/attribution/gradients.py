@@ -1,9 +1,17 @@
-"""Attributions from the gradient of Φ_c (paper §V-B, Eqs. 22-26)."""
+"""Attributions from the gradient of Φ_c (paper §V-B, Eqs. 22-27).
+
+Methods that average gradients over points (noisy copies, points of a path) share one engine,
+`mean_gradient`: it makes the points of a clip chunk by chunk, and keeps nothing but their sum.
+"""
 
 import torch
 from torch import Tensor, nn
 
+from stepkit.checks import one_of, require
 from stepkit.models import probability
+from stepkit.removal import Removal, gaussian_blur, named
+
+DIFFERENCE = 0.01  # pixels of blur, for ∂g/∂σ in blur IG; the released code's
 
 
 def input_gradient(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
@@ -15,9 +23,231 @@ def input_gradient(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
     return slope
 
 
-def gradient(model: nn.Module, clips: Tensor, targets: Tensor, *, seeds) -> Tensor:
+def mean_gradient(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    points: int,
+    at,
+    *,
+    batch_size: int,
+    bar,
+    desc: str,
+    squared: bool = False,
+) -> Tensor:
+    """Return the mean of weight·∂Φ_c/∂x over the points x of each clip; (N, 3, T, H, W).
+
+    Parameters
+    ----------
+    points : int
+        Points per clip.
+    at : callable
+        (i, k) -> x, weight: points ``k`` (K,) of clip ``i``, numbered from 1 and asked for in
+        order, as (K, 3, T, H, W), with weights that broadcast to them.
+    batch_size : int
+        Points in memory at once.
+    bar, desc
+        Wraps the loop over the chunks of a clip.
+    squared : bool
+        Square the gradients first.
+    """
+    total = torch.zeros_like(clips)
+    for i in range(len(clips)):
+        for k in bar(torch.arange(1, points + 1).split(batch_size), desc=desc):
+            x, weight = at(i, k)
+            slope = input_gradient(model, x, targets[i].expand(len(k)))
+            total[i] += (weight * (slope.square() if squared else slope)).sum(0)
+    return total / points
+
+
+def path_gradient(
+    model: nn.Module,
+    clips: Tensor,
+    baseline: Tensor,
+    targets: Tensor,
+    steps: int,
+    *,
+    batch_size: int,
+    bar,
+    rule: str = "right",
+) -> Tensor:
+    """Integrated gradients, signed and per colour: (X − X̄)·mean ∂Φ_c/∂x, (N, 3, T, H, W).
+
+    The points of the straight path are X̄ + k/m·(X − X̄) with k = 1..m, ``rule="right"`` (Eq. 24),
+    or k = 0..m−1, ``"left"`` (the released code). The sum approaches Φ_c(X) − Φ_c(X̄).
+    """
+    one_of("rule", rule, ("right", "left"))
+    _check_count("steps", steps)
+    way, first = clips - baseline, 0 if rule == "right" else 1
+
+    def at(i, k):
+        share = ((k - first) / steps).to(clips)[:, None, None, None, None]
+        return baseline[i] + share * way[i], 1
+
+    options = {"batch_size": batch_size, "bar": bar, "desc": "integrated gradients"}
+    return way * mean_gradient(model, clips, targets, steps, at, **options)
+
+
+def gradient(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
     """Gradient / saliency (Eq. 22): |∂Φ_c/∂X|, averaged over RGB; (N, T, H, W).
 
     The paper prints the derivative only; the absolute value and the mean are the released code's.
+    Source: Simonyan 2014.
     """
     return input_gradient(model, clips, targets).abs().mean(1)
+
+
+def gradient_x_input(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+    """Gradient × input (Eq. 23): |Σ_RGB X ⊙ ∂Φ_c/∂X|; (N, T, H, W).
+
+    X is what the network takes, the normalised clip. The sum and the absolute value are the
+    released code's. Source: Shrikumar 2016.
+    """
+    return (clips * input_gradient(model, clips, targets)).sum(1).abs()
+
+
+def integrated_gradients(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    batch_size,
+    bar,
+    steps: int = 50,
+    rule: str = "right",
+    baseline: Removal | str = "black",
+) -> Tensor:
+    """Integrated gradients (Eq. 24), absolute and averaged over RGB; (N, T, H, W).
+
+    Parameters
+    ----------
+    steps : int
+        m, points of the path. Printed: 50; released: 25.
+    rule : str
+        ``"right"``: k = 1..m as printed. ``"left"``: k = 0..m−1 as released.
+    baseline : Removal or str
+        X̄ is its bottom rung: black pixels, printed and released.
+
+    Source: Sundararajan 2017. Absolute value and mean are the released code's.
+    """
+    nothing = named(baseline).nothing(clips)
+    options = {"batch_size": batch_size, "bar": bar, "rule": rule}
+    return path_gradient(model, clips, nothing, targets, steps, **options).abs().mean(1)
+
+
+def smoothgrad(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    seeds,
+    batch_size,
+    bar,
+    samples: int = 50,
+    noise: float = 0.15,
+) -> Tensor:
+    """SmoothGrad (Eq. 25): |mean gradient at noisy copies|, summed over RGB; (N, T, H, W).
+
+    Parameters
+    ----------
+    samples : int
+        n, noisy copies. Printed: 50; released: 25.
+    noise : float
+        σ as a share of the clip's range, max − min. Not printed; the released code's.
+
+    Source: Smilkov 2017. Absolute value and sum are the released code's.
+    """
+    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar}
+    return _noisy(model, clips, targets, samples, noise, desc="smoothgrad", **options).abs().sum(1)
+
+
+def smoothgrad_squared(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    seeds,
+    batch_size,
+    bar,
+    samples: int = 50,
+    noise: float = 0.15,
+) -> Tensor:
+    """SmoothGrad-Squared (Eq. 26): mean squared gradient, summed over RGB; (N, T, H, W).
+
+    Options as for `smoothgrad`. Source: Hooker 2019.
+    """
+    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar, "squared": True}
+    return _noisy(model, clips, targets, samples, noise, desc="smoothgrad", **options).sum(1)
+
+
+def blur_ig(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    batch_size,
+    bar,
+    steps: int = 50,
+    sigma_max: float | None = None,
+) -> Tensor:
+    """Blur integrated gradients (Eq. 27), absolute and averaged over RGB; (N, T, H, W).
+
+    The path runs from the clip into its blur: σ_k = (k−1)·σ_max/m, each frame blurred alone, zeros
+    beyond the border. ∂g/∂σ is the difference over 0.01 px, as released.
+
+    Parameters
+    ----------
+    steps : int
+        m. Printed: 50; released: 25.
+    sigma_max : float, optional
+        Strongest blur in pixels; by default the printed 50 px at 112, in proportion to the frame's
+        shorter side.
+
+    Source: Xu 2020. Absolute value and mean are the released code's.
+    """
+    options = {"batch_size": batch_size, "bar": bar}
+    return blur_path_gradient(model, clips, targets, steps, sigma_max, **options).abs().mean(1)
+
+
+def blur_path_gradient(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    steps: int,
+    sigma_max: float | None = None,
+    *,
+    batch_size: int,
+    bar,
+) -> Tensor:
+    """Eq. 27, signed and per colour, (N, 3, T, H, W); its sum approaches Φ_c(blurred) − Φ_c(X)."""
+    _check_count("steps", steps)
+    strongest = 50 * min(clips.shape[-2:]) / 112 if sigma_max is None else sigma_max
+    require(strongest > 0, "sigma_max", sigma_max, "a positive number of pixels")
+
+    def at(i, k):
+        sigmas = [(number - 1) * strongest / steps for number in k.tolist()]
+        x = torch.stack([gaussian_blur(clips[i], sigma) for sigma in sigmas])
+        more = torch.stack([gaussian_blur(clips[i], sigma + DIFFERENCE) for sigma in sigmas])
+        return x, (more - x) / DIFFERENCE
+
+    options = {"batch_size": batch_size, "bar": bar, "desc": "blur IG"}
+    return strongest * mean_gradient(model, clips, targets, steps, at, **options)
+
+
+def _noisy(model, clips, targets, samples, noise, *, seeds, **options) -> Tensor:
+    """Return the mean gradient (or its square) at noisy copies of each clip."""
+    _check_count("samples", samples)
+    require(noise >= 0, "noise", noise, "at least 0")
+    draws = [torch.Generator(clips.device).manual_seed(seed) for seed in seeds]
+    sigma = noise * (clips.amax((1, 2, 3, 4)) - clips.amin((1, 2, 3, 4)))
+
+    def at(i, k):
+        # copy by copy, so that chunks do not change what is drawn
+        drawn = [torch.randn(clips[i].shape, generator=draws[i], device=clips.device) for _ in k]
+        return clips[i] + sigma[i] * torch.stack(drawn).to(clips), 1
+
+    return mean_gradient(model, clips, targets, samples, at, **options)
+
+
+def _check_count(argument: str, given) -> None:
+    require(type(given) is int and given >= 1, argument, given, "a whole number, at least 1")

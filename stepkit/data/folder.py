@@ -1,6 +1,7 @@
 """Clips of one's own: a folder of class folders; and what every dataset of files on disk shares."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,15 +79,13 @@ class ClipFiles(Dataset):
 
     def __getitem__(self, i: int) -> Sample:
         indices = self.sampled(i)
-        rgb = read_frames(self.paths[i], indices, self.size)
+        rgb = self.read(i, indices)
         clip = normalise(rgb.permute(3, 0, 1, 2).float().contiguous() / 255)
         return Sample(clip, self.targets[i], self.ids[i], self.boxes(i, indices))
 
     def sampled(self, i: int) -> list[int]:
         """Return the positions of the frames that clip ``i`` shows in this epoch."""
-        if not self._counts[i]:
-            self._counts[i] = frame_count(self.paths[i])
-        n = int(self._counts[i])
+        n = self.length(i)
         start, stop = (int(share * n) for share in self.part)
         given = f"{self.part} of the {n} frames of '{self.paths[i]}'"
         require(start < stop, "part", given, "at least one frame")
@@ -95,6 +94,22 @@ class ClipFiles(Dataset):
             drawn_from = f"{self.seed}/{self.epoch}/{self.ids[i]}"
             generator = torch.Generator().manual_seed(_hash(drawn_from))
         return sample_frames(n, self.frames, self.mode, start, stop, generator)
+
+    def length(self, i: int) -> int:
+        """Return how many frames clip ``i`` has on disk; they are counted once."""
+        if not self._counts[i]:
+            self._counts[i] = self.count(i)
+        return int(self._counts[i])
+
+    # what a dataset may know better
+
+    def count(self, i: int) -> int:
+        """Count the frames of clip ``i`` on disk."""
+        return frame_count(self.paths[i])
+
+    def read(self, i: int, indices: list[int]) -> Tensor:
+        """Return the frames of clip ``i`` at the positions ``indices``: uint8 (T, H, W, 3)."""
+        return read_frames(self.paths[i], indices, self.size)
 
     def boxes(self, i: int, indices: list[int]) -> list[Tensor]:
         """Return the boxes of clip ``i`` at the frames ``indices``: none are known."""
@@ -175,12 +190,16 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def find_clips(folder: Path) -> dict[str, Path]:
-    """Find the videos and the folders of frames that lie in ``folder``, by name without suffix."""
+def find_clips(folder: Path, named: re.Pattern | None = None) -> dict[str, Path]:
+    """Find the videos and the folders of frames that lie in ``folder``, by name without suffix.
+
+    With ``named``, only those whose name, without suffix, is matched in full: no other folder is
+    looked into.
+    """
     found = {}
     for path in sorted(folder.iterdir()):
         suffix = path.suffix.lower()
-        if path.name.startswith("."):
+        if path.name.startswith(".") or (named and not named.fullmatch(path.stem)):
             continue
         if path.is_dir() and any(file.suffix.lower() in IMAGES for file in path.iterdir()):
             found[path.name] = min(path, found.get(path.name, path), key=_preference)
@@ -189,15 +208,30 @@ def find_clips(folder: Path) -> dict[str, Path]:
     return found
 
 
+def find_clip(root: Path, places, name: str) -> Path | None:
+    """Return the video or the folder called ``name`` of the first of ``places`` that has it."""
+    for place in places:
+        for suffix in (*VIDEOS, ""):
+            path = root / place / f"{name}{suffix}"
+            if path.is_file() if suffix else path.is_dir():
+                return path
+    return None
+
+
 def _preference(path: Path) -> int:
     return len(VIDEOS) if path.is_dir() else VIDEOS.index(path.suffix.lower())
 
 
+def position(name: str) -> float:
+    """Return a number in [0, 1) that belongs to ``name`` on every machine: splits are cut by it."""
+    return (_hash(name) >> 10) / 2**53
+
+
 def _split_of(name: str) -> str:
-    position = _hash(name) / 2**63
+    left = position(name)
     for split, share in SHARES.items():
-        position -= share
-        if position < 0:
+        left -= share
+        if left < 0:
             return split
     return split  # the shares add up to 1 but for rounding
 

@@ -2,14 +2,13 @@
 
 import pickle
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from stepkit.checks import one_of, require
+from stepkit.data.annotations import boxes_in_clip, find_list, report_missing
 from stepkit.data.folder import ClipFiles, find_clips, subfolders
 from stepkit.sources import IMAGES
 
@@ -18,7 +17,6 @@ ANNOTATED_AT = (240, 320)  # H, W of every box in the annotation, whatever size 
 # Where the videos are under a root, and what the lists are called: the layout of this project's
 # documentation first, then what the archives that people have unpack to.
 _CLIPS_IN = ("videos", "", "frames", "rgb-images")
-_FILES_IN = ("annotations", "splitfiles", "")
 _LISTS = {
     "train": ("trainlist01.txt", "thumos13_ucf24_trainlist01.txt"),
     "test": ("testlist01.txt", "thumos13_ucf24_testlist01.txt"),
@@ -92,21 +90,20 @@ class UCF101(ClipFiles):
         one_of("split", split, (*_LISTS, "all"))
         one_of("missing", missing, ("error", "skip"))
         root = Path(root)
-        self.annotations = read_annotations(annotations or _find(root, ["pyannot.pkl"]))
+        self.annotations = read_annotations(annotations or find_list(root, ["pyannot.pkl"]))
         classes = _classes(self.annotations)
         paths = _index(root, classes)
         if split == "all":
             require(split_list is None, "split_list", split_list, "None for split 'all'")
             names = sorted(name for name in self.annotations if name in paths)
         else:
-            names = read_split(split_list or _find(root, _LISTS[split]))
+            names = read_split(split_list or find_list(root, _LISTS[split]))
         if groups is not None:
             names = [name for name in names if int(name.split("_g")[-1][:2]) in set(groups)]
         unknown = [name for name in names if name.split("/")[0] not in classes]
         require(not unknown, "split_list", unknown[:3], "videos of " + ", ".join(classes))
         self.missing = [name for name in names if name not in paths]
-        if self.missing:
-            _report(root, self.missing, len(names), missing)
+        report_missing(root, self.missing, len(names), missing)
         self._names = [name for name in names if name in paths]
         clips = [(n.split("/")[1], paths[n], classes.index(n.split("/")[0])) for n in self._names]
         super().__init__("ucf101-24", split, classes, clips, frames, size, mode, part, seed)
@@ -197,9 +194,6 @@ def read_split(path) -> list[str]:
 def boxes_at(video: dict | None, frames: list[int], size: int | tuple[int, int]) -> list[Tensor]:
     """Return the boxes of a video at some of its frames, in pixels of a clip of ``size``.
 
-    Every frame is squashed to ``size`` whole, so that a box scales by the ratio of ``size`` to
-    320×240: the size of the video file cancels out.
-
     Parameters
     ----------
     video : dict or None
@@ -220,8 +214,6 @@ def boxes_at(video: dict | None, frames: list[int], size: int | tuple[int, int])
     >>> boxes_at({"annotations": [actor]}, [5], 112)[0].tolist()
     [[56.0, 56.0, 84.0, 84.0]]
     """
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    scale = np.array([width / ANNOTATED_AT[1], height / ANNOTATED_AT[0]] * 2)
     boxes = []
     for frame in frames:
         rows = [
@@ -229,11 +221,7 @@ def boxes_at(video: dict | None, frames: list[int], size: int | tuple[int, int])
             for actor in (video["annotations"] if video else [])
             if actor["sf"] <= frame < actor["ef"]
         ]
-        found = np.array(rows, np.float64).reshape(-1, 4)
-        found[:, 2:] += found[:, :2]
-        found = np.clip(found * scale, 0, [width, height] * 2)
-        seen = (found[:, 2:] > found[:, :2]).all(1)  # a box may lie outside the frame altogether
-        boxes.append(torch.from_numpy(found[seen].astype(np.float32)))
+        boxes.append(boxes_in_clip(rows, ANNOTATED_AT, size))
     return boxes
 
 
@@ -301,14 +289,6 @@ def _classes(annotations: dict) -> list[str]:
     return [names[label] for label in sorted(names)]
 
 
-def _find(root: Path, names) -> Path:
-    tried = [root / folder / name for folder in _FILES_IN for name in names]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise FileNotFoundError("root: expected one of " + ", ".join(f"'{path}'" for path in tried))
-
-
 def _index(root: Path, classes: list[str]) -> dict[str, Path]:
     """Return where each video is: of several places the one that `_CLIPS_IN` lists first."""
     return {
@@ -319,11 +299,3 @@ def _index(root: Path, classes: list[str]) -> dict[str, Path]:
         if folder.name in classes
         for name, path in find_clips(folder).items()
     }
-
-
-def _report(root: Path, missing: list[str], of: int, how: str) -> None:
-    first = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-    said = f"root: {len(missing)} of {of} listed videos are not under '{root}': {first}"
-    if how == "error":
-        raise FileNotFoundError(f"{said}; missing='skip' leaves them out")
-    warnings.warn(f"{said}; left out", stacklevel=3)

@@ -1,0 +1,177 @@
+"""Attributions from a modified backward pass (Table I): DeConvNet, guided backprop, DeepLIFT.
+
+The score is the class's logit. To change what an activation passes back one usually hooks its
+module, which fails for activations that are functions, that work in place, or whose module is used
+more than once, as in torchvision's residual blocks. Here the *calls* are caught while the model
+runs (`_Redirect`), and the model itself is not touched.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from stepkit.checks import require
+from stepkit.removal import black
+
+
+def deconvnet(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+    """DeConvNet (Zeiler and Fergus 2014), through Captum; (N, T, H, W).
+
+    Each ReLU passes back ReLU(gradient), whatever the sign of its own input was: where a network
+    has no max-pooling, the map does not depend on the clip. Absolute value and mean over RGB, as
+    for `gradient`; its paper only shows pictures.
+
+    Raises
+    ------
+    ValueError
+        A network without ReLU (a transformer with GELU, say), of which the method says nothing.
+    ImportError
+        Captum is not installed.
+    """
+    return _modified_relu("deconvnet", "Deconvolution", model, clips, targets)
+
+
+def guided_backprop(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+    """Guided backpropagation (Springenberg 2015), through Captum; (N, T, H, W).
+
+    Each ReLU passes back ReLU(gradient) where its input was positive. Otherwise as `deconvnet`.
+
+    Raises
+    ------
+    ValueError
+        A network without ReLU.
+    ImportError
+        Captum is not installed.
+    """
+    return _modified_relu("guided_backprop", "GuidedBackprop", model, clips, targets)
+
+
+def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, *, batch_size: int) -> Tensor:
+    """DeepLIFT with the rescale rule, against a black clip (Shrikumar 2017); (N, T, H, W).
+
+    Each activation passes back Δout/Δin, the differences between clip and baseline, and a pixel
+    gets (X − X₀) times what arrives, added up over RGB with its sign. The baseline is black in
+    pixel space, as for integrated gradients (§V-B). Max-pooling, on which the paper is silent,
+    passes the difference of the maxima to the place of the larger one. If all else between input
+    and logit is linear, a map adds up to logit_c(X) − logit_c(X₀); products, softmax and LayerNorm
+    (an LSTM's gates, attention) pass their gradient, and then it does not.
+
+    A clip and its baseline go through the network side by side, as two clips of one batch. Not
+    through Captum, whose rule for pooling loses what overlapping windows share.
+    """
+    maps = []
+    for chunk in torch.arange(len(clips)).split(max(1, batch_size // 2)):
+        part = clips[chunk].detach().requires_grad_()
+        baseline = black().nothing(part.detach())
+        with torch.enable_grad(), _Redirect(_RULES):
+            logits = model(torch.cat([part, baseline]))[: len(part)]
+        score = logits.gather(1, targets[chunk, None]).sum()
+        (multiplier,) = torch.autograd.grad(score, part)
+        maps.append((multiplier * (part.detach() - baseline)).sum(1))
+    return torch.cat(maps)
+
+
+class _Redirect(TorchFunctionMode):
+    """While it lasts, ``rules[f](f, x, ...)`` is computed in place of f(x, ...).
+
+    Only where f, a function that nn.ReLU and its like also end in, sees what depends on the clips.
+    """
+
+    def __init__(self, rules: dict):
+        super().__init__()
+        self.rules = rules
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        caught = function in self.rules and args and args[0].requires_grad
+        if not (caught and torch.is_grad_enabled()):
+            return function(*args, **kwargs)
+        # a copy: a residual branch may read the same tensor, whose gradient is not the rule's
+        result = self.rules[function](function, args[0].clone(), *args[1:], **kwargs)
+        in_place = kwargs.get("inplace") or function in _IN_PLACE
+        return args[0].copy_(result) if in_place else result
+
+
+_IN_PLACE = (torch.relu_, Tensor.relu_, torch.sigmoid_, Tensor.sigmoid_, torch.tanh_, Tensor.tanh_)
+_RELU = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
+
+
+# ---------------------------------------------------------------- DeConvNet and guided backprop
+
+
+def _modified_relu(name: str, rule: str, model: nn.Module, clips: Tensor, targets) -> Tensor:
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise ImportError(f'{name} needs Captum: pip install "stepkit[captum]"') from error
+    clips = clips.detach().clone().requires_grad_()
+    stand_in = _OneModulePerCall(model, clips[:1])
+    require(len(stand_in.relus) > 0, name, "a model without ReLU", "one with ReLU to guide")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
+        slope = getattr(captum.attr, rule)(stand_in).attribute(clips, target=targets)
+    return slope.detach().abs().mean(1)
+
+
+class _OneModulePerCall(nn.Module):
+    """A model whose i-th call of ReLU goes through the module ``relus[i]``, for Captum to hook."""
+
+    def __init__(self, model: nn.Module, clips: Tensor):
+        super().__init__()
+        self.model = [model]  # in a list Captum does not see it, and leaves its modules alone
+        self.relus = nn.ModuleList()
+
+        def count(function, x, **_):
+            self.relus.append(nn.ReLU())
+            return x.relu()
+
+        with torch.enable_grad(), _Redirect(dict.fromkeys(_RELU, count)):
+            model(clips)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        relus = iter(self.relus)
+        with _Redirect(dict.fromkeys(_RELU, lambda function, x, **_: next(relus)(x))):
+            return self.model[0](clips)
+
+
+# ------------------------------------------------------------- DeepLIFT: clips, then baselines
+
+
+def _rescale(function, x: Tensor, *args, **kwargs) -> Tensor:
+    """Apply an activation to (2N, ...) such that it passes back Δout/Δin to both halves."""
+    with torch.enable_grad():
+        given = x.detach().requires_grad_()
+        y = function(given.clone(), *args, **kwargs)
+        (slope,) = torch.autograd.grad(y.sum(), given)
+    ratio = _ratio(y.detach(), given.detach(), slope.chunk(2)[0])
+    return y.detach() + torch.cat([ratio, ratio]) * (x - x.detach())
+
+
+def _rescale_pool(function, x: Tensor, *args, **kwargs) -> Tensor:
+    """Apply max-pooling to (2N, C, ...); Δout goes to the place of the larger of the two maxima.
+
+    There Δin is at least as large and has the same sign. Windows that share a place add up.
+    """
+    y, place = function(x.detach(), *args, **kwargs | {"return_indices": True})
+    (clip, baseline), (here, there) = y.chunk(2), place.chunk(2)
+    place = torch.where(clip >= baseline, here, there).flatten(2)
+    picked = x.flatten(2).gather(2, torch.cat([place, place])).view_as(y)
+    ratio = _ratio(y, picked.detach(), torch.ones_like(clip))
+    return y + torch.cat([ratio, ratio]) * (picked - picked.detach())
+
+
+def _ratio(y: Tensor, x: Tensor, otherwise: Tensor) -> Tensor:
+    """Return Δy/Δx (N, ...) of the halves; where Δx is float32 noise, the limit ``otherwise``."""
+    (y, y0), (x, x0) = y.chunk(2), x.chunk(2)
+    same = (x - x0).abs() < 1e-6
+    return torch.where(same, otherwise, (y - y0) / torch.where(same, 1, x - x0))
+
+
+_CURVES = (torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, F.softplus, F.logsigmoid)
+_UNITS = (F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.relu6)
+_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_RULES = dict.fromkeys((*_RELU, *_IN_PLACE, *_CURVES, *_UNITS), _rescale)
+_RULES |= dict.fromkeys(_POOLS, _rescale_pool)

@@ -1,0 +1,273 @@
+"""Attributions from forward passes alone: take evidence away, watch Φ_c (Table I, refs 15, 39, 40).
+
+The three methods differ in the masks that they try and in how they read the answers; all masks go
+through `_watch`. They are written here and not taken from Captum: what stands where evidence is
+gone is then any `stepkit.removal.Removal`, and nothing has to be installed. Captum's ``Occlusion``
+and ``Lime`` agree (tests/test_occlusion.py).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from stepkit.checks import one_of, require
+from stepkit.models import probability
+from stepkit.removal import Removal, named, read
+from stepkit.segments import supervoxels
+
+LIME_WIDTH = 0.25  # of the kernel that weighs a sample by its distance from the clip
+LIME_RIDGE = 1.0  # penalty on the squared coefficients
+
+
+@torch.no_grad()
+def occlusion(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    batch_size,
+    bar,
+    window: tuple[int, int, int] | None = None,
+    stride: tuple[int, int, int] | None = None,
+    removal: Removal | str = "fade",
+) -> Tensor:
+    """Occlusion: the mean drop of Φ_c over the cuboids that cover a voxel; (N, T, H, W).
+
+    A cuboid slides over the clip from its first corner; one that reaches over the far border is cut
+    there. The paper (ref. 15) slides a grey square over an image; a cuboid is ours.
+
+    Parameters
+    ----------
+    window, stride : tuple of 3 int, optional
+        Of the cuboid, in frames and pixels (t, y, x). By default a quarter of the frames and a
+        seventh of each side, moved by half of that: 1,183 cuboids at 16×112×112.
+    removal : Removal or str
+        What stands in the cuboid, its bottom rung; by default grey, 0 in normalised space.
+
+    Source: Zeiler & Fergus 2014, §4.2.
+    """
+    removal, size = named(removal), clips.shape[2:]
+    T, H, W = size
+    window = window or tuple(max(1, round(n)) for n in (T / 4, H / 7, W / 7))
+    _check_triple("window", window, size, f"frames and pixels (t, y, x) up to {tuple(size)}")
+    stride = stride or tuple((n + 1) // 2 for n in window)
+    _check_triple("stride", stride, window, f"frames and pixels (t, y, x) up to window={window}")
+    starts = [
+        torch.arange(0, n - w + s, s) for n, w, s in zip(size, window, stride, strict=True)
+    ]  # the last start is the first whose cuboid reaches the far border
+    corners = torch.cartesian_prod(*starts).to(clips.device)  # (P, 3)
+    maps = torch.zeros_like(clips[:, 0])
+    for clip, target, drops in zip(clips, targets, maps, strict=True):
+        intact = _phi(model, clip[None], target)
+        covered = torch.zeros_like(drops)
+        chunks = bar(corners.split(batch_size), desc="occlusion")
+        masks = (1 - _cuboids(chunk, window, size) for chunk in chunks)
+        for mask, phi in _watch(model, clip, target, removal, masks):
+            drops += torch.einsum("k,kthw->thw", intact - phi, 1 - mask)
+            covered += (1 - mask).sum(0)
+        drops /= covered
+    return maps
+
+
+@torch.no_grad()
+def rise(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    seeds,
+    batch_size,
+    bar,
+    samples: int = 4000,
+    cells: tuple[int, int, int] = (4, 7, 7),
+    keep: float = 0.5,
+    divide_by: str = "expected",
+    removal: Removal | str = "fade",
+) -> Tensor:
+    """RISE: the mean of random masks, weighed by the Φ_c that each leaves; (N, T, H, W).
+
+    Σ_i Φ_c(M_i⊗X)·M_i / (N·p) (ref. 40, Eq. 6), an estimate of the Φ_c to be expected where a
+    voxel is kept (its Eq. 1). A mask is a grid of random bits, up-sampled linearly to one cell more
+    than the clip and cropped at a random place within a cell.
+
+    Parameters
+    ----------
+    samples : int
+        N. The paper's 4,000 for VGG-16 (8,000 for ResNet-50); as many forward passes as STEP takes
+        forward and backward ones for four areas.
+    cells : tuple of 3 int
+        Grid (t, y, x). 7×7 is the paper's, for images; 4 along time are ours. An axis has at most
+        one cell per frame or pixel.
+    keep : float
+        p, the probability that a bit is 1; the paper's 0.5.
+    divide_by : str
+        ``"expected"``: N·p, as printed. ``"observed"``: Σ_i M_i, how much of each voxel was kept;
+        it estimates the same, without the noise of how often a voxel happened to be kept, which
+        drowns the map where Φ_c stays high under most masks.
+    removal : Removal or str
+        By default fading to 0 in normalised space: the masks multiply the clip, as in the paper.
+
+    Source: Petsiuk 2018.
+    """
+    removal, size = named(removal), clips.shape[2:]
+    _check_samples(samples)
+    _check_triple("cells", cells, (float("inf"),) * 3, "3 whole numbers (t, y, x), at least 1")
+    require(isinstance(keep, int | float) and 0 < keep < 1, "keep", keep, "a share in (0, 1)")
+    one_of("divide_by", divide_by, ("expected", "observed"))
+    cells = tuple(min(pair) for pair in zip(cells, size, strict=True))
+    maps = torch.zeros_like(clips[:, 0])
+    for clip, target, seed, total in zip(clips, targets, seeds, maps, strict=True):
+        grids, shifts = _grids(samples, cells, size, keep, _generator(clip, seed))
+        chunks = zip(grids.split(batch_size), shifts.split(batch_size), strict=True)
+        chunks = bar(list(chunks), desc="rise")
+        masks = (_stretch(grid.float(), shift, size) for grid, shift in chunks)
+        kept = torch.zeros_like(total)
+        for mask, phi in _watch(model, clip, target, removal, masks):
+            total += torch.einsum("k,kthw->thw", phi, mask)
+            kept += mask.sum(0)
+        total /= samples * keep if divide_by == "expected" else kept.clamp(min=1e-6)
+    return maps
+
+
+@torch.no_grad()
+def lime(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    seeds,
+    batch_size,
+    bar,
+    segments: int = 100,
+    samples: int = 1000,
+    removal: Removal | str = "fade",
+) -> Tensor:
+    """LIME: weights of regions in a linear model of Φ_c around the clip; (N, T, H, W).
+
+    Minimises Σ_i π_i·(Φ_c(z_i⊗X) − b − β·z_i)² + |β|² (ref. 39, Eq. 1) over random on/off vectors
+    z_i, each bit 1 with probability ½, the first vector all ones; a voxel gets the β of its
+    region. π = exp(−D²/2σ²), D = 1 − cos(z, 1) and σ = 0.25, as in the authors' code for
+    images, whose exponent is half of the printed one; so are the ridge's penalty of 1 and N.
+
+    Parameters
+    ----------
+    segments : int
+        About how many regions, equal cuboids (the authors cut images by quickshift).
+    samples : int
+        N, the number of vectors.
+    removal : Removal or str
+        What stands in a region that is off, its bottom rung; by default grey, 0 in normalised
+        space. The authors' code fills a region with its own mean colour.
+
+    Source: Ribeiro 2016.
+    """
+    removal = named(removal)
+    _check_samples(samples)
+    require(isinstance(segments, int) and segments >= 1, "segments", segments, "at least 1")
+    maps = torch.zeros_like(clips[:, 0])
+    for clip, target, seed, weights in zip(clips, targets, seeds, maps, strict=True):
+        units = supervoxels(clip, segments).to(clip.device)  # (T, H, W)
+        switches = _switches(samples, int(units.max()) + 1, _generator(clip, seed))
+        chunks = bar(switches.split(batch_size), desc="lime")
+        masks = (chunk[:, units] for chunk in chunks)
+        phi = torch.cat([phi for _, phi in _watch(model, clip, target, removal, masks)])
+        weights.copy_(_ridge(switches, phi).to(weights)[units])
+    return maps
+
+
+def _watch(model, clip: Tensor, target: Tensor, removal: Removal, masks):
+    """Yield each of the ``masks`` (k, T, H, W) with Φ_c (k,) of what it leaves of one clip.
+
+    ``masks`` is a generator, so that no more than one chunk is in memory. Clips go one after the
+    other: there are many masks for each, and a chunk of them fills a batch.
+    """
+    ladder = removal.ladder(clip[None])
+    for mask in masks:
+        kept = read(ladder, mask[None])[0]  # (k, 3, T, H, W)
+        yield mask, _phi(model, kept, target)
+
+
+def _phi(model, clips: Tensor, target: Tensor) -> Tensor:
+    """Return Φ_c, float32 (k,); in half precision small drops would be lost."""
+    return probability(model(clips).float(), target.expand(len(clips)))
+
+
+def _cuboids(corners: Tensor, window, size) -> Tensor:
+    """Return ones inside cuboids with first ``corners`` (k, 3), zeros elsewhere; (k, T, H, W)."""
+    inside = []
+    for first, w, n in zip(corners.T, window, size, strict=True):
+        place = torch.arange(n, device=corners.device) - first[:, None]  # (k, n)
+        inside.append((place >= 0) & (place < w))
+    t, y, x = inside
+    return (t[:, :, None, None] & y[:, None, :, None] & x[:, None, None]).float()
+
+
+def _grids(samples: int, cells, size, keep: float, generator) -> tuple[Tensor, Tensor]:
+    """Draw RISE's bits (N, t, h, w) and where each mask is cropped, int64 (N, 3).
+
+    All at once, so that chunks do not change what is drawn; a bit is far smaller than its mask.
+    """
+    device = generator.device
+    bits = torch.rand(samples, *cells, generator=generator, device=device) < keep
+    shifts = [
+        torch.randint(-(-n // c), (samples,), generator=generator, device=device)
+        for n, c in zip(size, cells, strict=True)
+    ]  # within a cell of ⌈n/c⌉ pixels
+    return bits, torch.stack(shifts, 1)
+
+
+def _stretch(grid: Tensor, shift: Tensor, size) -> Tensor:
+    """Up-sample grids (k, t, h, w) to c + 1 cells of ⌈n/c⌉ pixels, crop at ``shift`` (k, 3).
+
+    Linear along each axis, constant beyond the centres of the outer cells; (k, T, H, W). Only the
+    pixels of the crop are computed.
+    """
+    axes = zip(grid.shape[1:], size, shift.T, strict=True)
+    t, y, x = (_line(c, n, first) for c, n, first in axes)
+    grid = torch.einsum("kTt,kthw->kThw", t, grid)
+    grid = torch.einsum("kHh,kThw->kTHw", y, grid)
+    return torch.einsum("kWw,kTHw->kTHW", x, grid).clamp(max=1)  # rounding
+
+
+def _line(cells: int, length: int, first: Tensor) -> Tensor:
+    """Return the weights (k, length, cells) of cells in pixels, the first of them at ``first``."""
+    cell = -(-length // cells)
+    pixel = torch.arange(length, device=first.device) + first[:, None]
+    place = (pixel + 0.5) * cells / ((cells + 1) * cell) - 0.5  # in cells, 0 = centre of the first
+    place = place.clamp(0, cells - 1)
+    return (1 - (place[:, :, None] - torch.arange(cells, device=first.device)).abs()).clamp(min=0)
+
+
+def _switches(samples: int, units: int, generator) -> Tensor:
+    """Draw LIME's on/off vectors, float32 (N, U); the first leaves the clip as it is."""
+    device = generator.device
+    on = torch.rand(samples, units, generator=generator, device=device) < 0.5
+    on[0] = True
+    return on.float()
+
+
+def _ridge(switches: Tensor, phi: Tensor) -> Tensor:
+    """Return β of `lime` for vectors (N, U) and their Φ_c (N,); float64 (U,), on the CPU."""
+    z, phi = switches.double().cpu(), phi.double().cpu()
+    distance = 1 - z.mean(1).sqrt()  # cos(z, 1) = Σz / √(Σz·U)
+    weight = torch.exp(-(distance**2) / (2 * LIME_WIDTH**2))
+    # the intercept is not penalised: taking the weighted means away leaves none
+    z, phi = z - weight @ z / weight.sum(), phi - weight @ phi / weight.sum()
+    penalty = LIME_RIDGE * torch.eye(z.shape[1], dtype=z.dtype)
+    return torch.linalg.solve(z.T @ (weight[:, None] * z) + penalty, z.T @ (weight * phi))
+
+
+def _generator(clip: Tensor, seed: int) -> torch.Generator:
+    return torch.Generator(clip.device).manual_seed(seed)
+
+
+def _check_samples(samples) -> None:
+    require(isinstance(samples, int) and samples >= 1, "samples", samples, "at least 1")
+
+
+def _check_triple(argument: str, given, limits, expected: str) -> None:
+    """Check three whole numbers (t, y, x) from 1 to ``limits``."""
+    fits = isinstance(given, tuple | list) and len(given) == 3
+    fits = fits and all(
+        isinstance(n, int) and 1 <= n <= limit for n, limit in zip(given, limits, strict=True)
+    )
+    require(fits, argument, given, expected)

@@ -1,0 +1,106 @@
+"""XRAI: regions, ranked by how much attribution they bring (paper §V-B, ref. 34)."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stepkit.attribution.gradients import path_gradient
+from stepkit.checks import require
+from stepkit.removal import constant
+from stepkit.segments import supervoxels
+
+LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 voxels, released
+
+
+def xrai(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    batch_size,
+    bar,
+    segments: tuple[int, ...] = (50, 100, 150, 250, 500, 1200),
+    steps: int = 50,
+) -> Tensor:
+    """XRAI over 3-D supervoxels; (N, T, H, W), in each voxel its region's mean attribution.
+
+    The clip is cut at several scales (`stepkit.segments.supervoxels`). Integrated gradients, summed
+    over RGB and averaged over a black and a white baseline, say what a region is worth; see
+    `rank_regions`. Unlike in the source, segments are not widened by 5 px, and unlike in the
+    released code, the baselines do not depend on the other clips of a batch.
+
+    Parameters
+    ----------
+    segments : tuple of int
+        About how many supervoxels, for each scale. Printed: the default; released: 10, 20, 50, 60,
+        80, 100.
+    steps : int
+        Points of the path, for each baseline.
+
+    Source: Kapishnikov 2019.
+    """
+    scales = isinstance(segments, tuple | list) and len(segments) > 0
+    require(scales, "segments", segments, "numbers of supervoxels, one for each scale")
+    attribution = torch.zeros_like(clips[:, 0])
+    for colour in ((0, 0, 0), (1, 1, 1)):
+        baseline = constant(colour).nothing(clips)
+        paths = path_gradient(
+            model, clips, baseline, targets, steps, batch_size=batch_size, bar=bar
+        )
+        attribution += paths.sum(1) / 2
+    maps = []
+    for clip, values in zip(clips, attribution, strict=True):
+        labels = [supervoxels(clip, number).cpu().numpy() for number in segments]
+        ranked = rank_regions(values.cpu().double().numpy(), labels)
+        maps.append(torch.from_numpy(ranked).to(clips))
+    return torch.stack(maps)
+
+
+def rank_regions(attribution: np.ndarray, labels: list[np.ndarray]) -> np.ndarray:
+    """Cover a clip with regions, the one that adds the highest mean attribution first.
+
+    What a region adds are its voxels that no region before it covered; it must add at least
+    50/(16·112·112) of the clip. Each voxel gets the mean attribution of what came with it, and
+    those that no region could add the mean of their own. Ties go to the coarser scale, and there
+    to the lower label. A region can be worth more than one chosen before it, once the part that
+    they share is gone: the map holds what each is worth, as the source's does.
+
+    Parameters
+    ----------
+    attribution : ndarray
+        float64 (T, H, W).
+    labels : list of ndarray
+        For each scale integers (T, H, W) from 0 without gaps.
+
+    Returns
+    -------
+    ndarray
+        float64 (T, H, W).
+    """
+    values = attribution.ravel()
+    flat = [scale.ravel() for scale in labels]
+    counts = [np.bincount(scale) for scale in flat]
+    first = np.cumsum([0, *(len(count) for count in counts)])  # of each scale's regions
+    regions = [r for scale, count in zip(flat, counts, strict=True) for r in _members(scale, count)]
+    sums = np.concatenate([np.bincount(scale, values) for scale in flat])
+    left = np.concatenate(counts)  # voxels not covered yet, per region
+    least = max(1, round(LEAST * values.size))
+    found, covered = np.empty_like(values), np.zeros(values.size, bool)
+    while True:
+        gain = np.where(left >= least, sums / np.maximum(left, 1), -np.inf)
+        best = int(gain.argmax())
+        if gain[best] == -np.inf:
+            break
+        new = regions[best][~covered[regions[best]]]
+        found[new], covered[new] = gain[best], True
+        for scale, start, end in zip(flat, first, first[1:], strict=False):
+            left[start:end] -= np.bincount(scale[new], minlength=end - start)
+            sums[start:end] -= np.bincount(scale[new], values[new], minlength=end - start)
+    if not covered.all():
+        found[~covered] = values[~covered].mean()
+    return found.reshape(attribution.shape)
+
+
+def _members(labels: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """Return the voxels of each label."""
+    return np.split(labels.argsort(kind="stable"), counts.cumsum()[:-1])

@@ -1,0 +1,230 @@
+"""Does an attribution lie where people or the data say the evidence is (paper §V-H, Table VI)?
+
+Boxes: the pointing game. Pixel masks, where they are known: share of the relevance, and overlap.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stepkit.checks import one_of, require, tensor
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """What N maps of T frames hit in the pointing game.
+
+    Attributes
+    ----------
+    hits : Tensor
+        bool (N, T), the frame's maximum hit a box; False in a frame without one.
+    boxed : Tensor
+        bool (N, T), the frame has a box. No other frame counts.
+    """
+
+    hits: Tensor
+    boxed: Tensor
+
+    @property
+    def rate(self) -> float:
+        """Share of hits among all frames that have a box; NaN if none has.
+
+        The released code's, which counts a frame without box as a miss, is
+        ``rate * (1 - unboxed)``.
+        """
+        return (self.hits.sum() / self.boxed.sum()).item()
+
+    @property
+    def by_clip(self) -> Tensor:
+        """Share of hits among the frames of each clip that have a box, (N,); NaN if none has."""
+        return self.hits.sum(1) / self.boxed.sum(1)
+
+    @property
+    def unboxed(self) -> float:
+        """Share of the frames that have no box, and so were left out."""
+        return 1 - self.boxed.float().mean().item()
+
+    def by_class(self, targets) -> pd.Series:
+        """Return the share of hits among the frames of each class that have a box.
+
+        ``targets`` (N,) are class indices or names. Sorted by class; NaN for a class without boxes;
+        ``.mean()`` is the mean over the others.
+        """
+        targets = np.asarray(targets.cpu() if isinstance(targets, Tensor) else targets)
+        n = len(self.hits)
+        require(targets.shape == (n,), "targets", f"shape {targets.shape}", f"({n},)")
+        counts = {"hits": self.hits.sum(1).numpy(), "boxed": self.boxed.sum(1).numpy()}
+        total = pd.DataFrame(counts).groupby(targets).sum()
+        return (total["hits"] / total["boxed"]).rename("rate").rename_axis("class")
+
+
+def pointing_game(
+    maps: Tensor, boxes, radius: float | None = None, *, shape: str = "circle"
+) -> Pointing:
+    """Return which frames' maxima hit a box, or come close enough (§V-H, Table VI).
+
+    The paper prints: a hit if a circle of 7 pixels around the maximum of an importance map meets
+    the box. It does not say whether a video has one such maximum or one per frame; as in the
+    released code every frame is a map of its own.
+
+    Parameters
+    ----------
+    maps : Tensor
+        float32 (N, T, H, W), raw: display normalisation clips values and creates ties.
+    boxes : list of list of Tensor
+        For each clip and frame (K, 4), ``x0, y0, x1, y1`` in pixels of the map, K = 0 where the
+        frame has none: the ``boxes`` of a `stepkit.data.Batch`. An empty list: a clip without any.
+    radius : float, optional
+        In pixels; by default 7 at 112, in proportion to the shorter side.
+    shape : str
+        ``"circle"`` (default), as printed; ``"square"``: the box grown by the radius on every side,
+        corners too, as released.
+
+    Returns
+    -------
+    Pointing
+        ``.hits (N, T) .boxed (N, T) .rate .by_clip (N,) .by_class(targets) .unboxed``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Shapes that do not fit; NaN; a box without area or with its corners swapped.
+
+    Warns
+    -----
+    UserWarning
+        No frame has a box: the rate is undefined, hence NaN.
+
+    Notes
+    -----
+    The pixel in column i, row j covers [i, i+1] × [j, j+1], as boxes count: one around that pixel
+    alone is (i, j, i+1, j+1). The circle stands on the pixel's centre (i + ½, j + ½); to touch the
+    box is to meet it. A radius of 0 asks for the centre to lie in the box.
+
+    Frames without a box are left out (released: they are misses, and rows and columns of the
+    maximum are swapped). With several boxes one is enough. Maxima that tie: the first in raster
+    order, so a frame of equal values points at its top left pixel.
+
+    References
+    ----------
+    Zhang, Bargal, Lin, Brandt, Shen, Sclaroff 2018 (the game); Adel Bargal, Zunino, Kim, Zhang,
+    Murino, Sclaroff 2018 (on videos).
+
+    Examples
+    --------
+    >>> maps = torch.zeros(1, 2, 8, 8)
+    >>> maps[0, :, 1, 5] = 1  # row 1, column 5
+    >>> found = pointing_game(maps, [[torch.tensor([[0., 0., 3., 3.]]), torch.zeros(0, 4)]], 2.5)
+    >>> found.hits.tolist(), found.rate, found.unboxed
+    ([[True, False]], 1.0, 0.5)
+    """
+    one_of("shape", shape, ("circle", "square"))
+    tensor("maps", maps, "(N, T, H, W)")
+    N, T, H, W = maps.shape
+    radius = 7 * min(H, W) / 112 if radius is None else radius
+    number = isinstance(radius, (int, float)) and not isinstance(radius, bool)
+    require(number and 0 <= radius < math.inf, "radius", radius, "pixels, at least 0")
+    found, counts = _gathered(boxes, N, T)  # (B, 4), (N·T,)
+    place = maps.flatten(2).argmax(2).flatten().cpu()  # (N·T,), the first of equal ones
+    centre = torch.stack([place % W, place // W], 1) + 0.5  # x, y
+    frame = torch.arange(N * T).repeat_interleave(counts)  # (B,), the frame of each box
+    apart = torch.maximum(found[:, :2] - centre[frame], centre[frame] - found[:, 2:]).clamp(min=0)
+    met = apart.square().sum(1) <= radius**2 if shape == "circle" else apart.amax(1) <= radius
+    hits = torch.zeros(N * T, dtype=torch.bool)
+    hits[frame[met]] = True
+    boxed = counts > 0
+    if not boxed.any():
+        said = "pointing_game: no frame has a box; the rate is undefined (NaN)"
+        warnings.warn(said, stacklevel=2)
+    return Pointing(hits.view(N, T), boxed.view(N, T))
+
+
+def _gathered(boxes, N: int, T: int) -> tuple[Tensor, Tensor]:
+    """Check boxes; return them in one tensor, float64 (B, 4), and how many each frame has."""
+    _listed("boxes", boxes, (N,), f"{N} clips, as many as maps")
+    found = []
+    for n, clip in enumerate(boxes):
+        _listed(f"boxes[{n}]", clip, (T, 0), f"{T} frames, or an empty list")
+        for t, given in enumerate(clip):
+            found.append(_rows(f"boxes[{n}][{t}]", given))
+        found += [torch.zeros(0, 4, dtype=torch.float64)] * (T - len(clip))
+    flat = torch.cat(found)
+    require(bool(flat.isfinite().all()), "boxes", "NaN or infinity", "finite values")
+    wrong = flat[(flat[:, :2] >= flat[:, 2:]).any(1)]
+    require(len(wrong) == 0, "boxes", wrong[:1].tolist(), "x0 < x1 and y0 < y1")
+    return flat, torch.tensor([len(box) for box in found])
+
+
+def _listed(argument: str, given, lengths: tuple[int, ...], expected: str) -> None:
+    if not isinstance(given, (list, tuple, Tensor, np.ndarray)):
+        raise TypeError(f"{argument}: got {type(given).__name__}, expected {expected}")
+    require(len(given) in lengths, argument, f"length {len(given)}", expected)
+
+
+def _rows(argument: str, given) -> Tensor:
+    """Return the boxes of one frame as float64 (K, 4)."""
+    expected = "(K, 4): x0, y0, x1, y1"
+    try:
+        box = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{argument}: got {type(given).__name__}, expected {expected}") from error
+    fits = box.numel() == 0 or (box.ndim == 2 and box.shape[1] == 4)
+    require(fits, argument, f"shape {tuple(box.shape)}", expected)
+    return box.reshape(-1, 4)
+
+
+def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return the share of each map's positive relevance that lies inside the mask, (N,).
+
+    ``maps`` float32 (N, T, H, W), ``masks`` bool of the same shape. Summed in float64. NaN for a
+    map without positive relevance and for an empty mask. (Arras, Osman, Samek 2022: relevance mass
+    accuracy; not in the paper.)
+
+    Examples
+    --------
+    >>> maps = torch.tensor([[[[3.0, 1.0], [-5.0, 0.0]]]])
+    >>> relevance_mass(maps, maps > 1)
+    tensor([0.7500])
+    """
+    maps, masks, device = _pair(maps, masks)
+    positive = maps.double().clamp(min=0)
+    share = (positive * masks).sum(1) / positive.sum(1)
+    return share.where(masks.any(1), math.nan).float().to(device)
+
+
+def iou(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return the overlap |A ∩ B| / |A ∪ B| of each mask B and the map's highest voxels A, (N,).
+
+    A holds as many voxels of the clip as B; ties go by raster order (frame, row, column).
+    ``maps`` float32 (N, T, H, W), ``masks`` bool of the same shape. NaN for an empty mask. (Not in
+    the paper.)
+
+    Examples
+    --------
+    >>> maps = torch.tensor([[[[3.0, 1.0], [-5.0, 0.0]]]])
+    >>> iou(maps, torch.tensor([[[[True, False], [True, False]]]]))
+    tensor([0.3333])
+    """
+    maps, masks, device = _pair(maps, masks)
+    size = masks.sum(1)
+    order = maps.argsort(dim=1, descending=True, stable=True)
+    inside = masks.gather(1, order) & (torch.arange(maps.shape[1]) < size[:, None])
+    common = inside.sum(1)
+    return (common / (2 * size - common)).to(device)
+
+
+def _pair(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, torch.device]:
+    """Check both; return them as (N, T·H·W) on the CPU, and the device of the maps.
+
+    Not every accelerator has float64 or a stable sort.
+    """
+    tensor("maps", maps, "(N, T, H, W)")
+    tensor("masks", masks, "(N, T, H, W)", torch.bool)
+    fits = masks.shape == maps.shape
+    require(fits, "masks", f"shape {tuple(masks.shape)}", f"the maps' {tuple(maps.shape)}")
+    return maps.flatten(1).cpu(), masks.flatten(1).cpu(), maps.device
