@@ -232,7 +232,7 @@ def step(
     kernel_size,
     kernel_shape="ellipsoid",
     core_form="printed",
-    reward="probability",
+    reward=None,
     variant="preservation",
     on_canvas=True,
     learning_rate=0.05,
@@ -243,8 +243,9 @@ def step(
     """One clip (3, T, H, W), one area, float64; ``levels`` are the clip's for `look_up`.
 
     λ1 grows ×1.0008668 per iteration of 1200, λ2 counts from ``core_start`` on; both times the
-    number of seed cells over the paper's 16·16·16. The learning rate is for 1200 iterations.
-    Returns the visible mask and the record of (Φ_c, L_S, L_K) before each step.
+    number of seed cells over the paper's 16·16·16. The learning rate is for 1200 iterations. The
+    reward is Φ, for deletion log Φ, unless one is named. Returns the visible mask and the record of
+    (Φ_c, L_S, L_K) before each step.
     """
     T, H, W = clip.shape[1:]
     s = step
@@ -252,6 +253,7 @@ def step(
     balance = seeds.numel() / 16**3
     K = kernel(kernel_length, kernel_size, kernel_size, kernel_shape) if kernel_length else None
     core = {"printed": core_loss_printed, "released": core_loss_released}[core_form]
+    reward = reward or ("log" if variant == "deletion" else "probability")
 
     def phi(mask):
         return model(look_up(levels, mask)[None]).softmax(1)[0, target]

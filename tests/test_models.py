@@ -133,14 +133,14 @@ class Watched(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4)
-        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(4, 2)
+        self.relu, self.drop, self.fc = nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4, 2)
         self.train()
         self.norm.eval()
         self.fc.weight.requires_grad_(False)
         self.conv.weight.grad = torch.ones_like(self.conv.weight)
 
     def forward(self, x):
-        return self.fc(self.drop(self.norm(self.conv(x)).mean((2, 3, 4))))
+        return self.fc(self.drop(self.relu(self.norm(self.conv(x))).mean((2, 3, 4))))
 
 
 def state_of(model):

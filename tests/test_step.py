@@ -423,9 +423,18 @@ def test_default_settings_are_those_of_the_paper_and_its_code():
     assert (s.area_weight, s.core_weight) == (300, 300)
     assert s.area_growth == pytest.approx(1.0008668**1200)
     assert math.ceil(s.core_start * 1200 - 1e-9) == 101
-    assert (s.reward, s.core_form, s.variant) == ("probability", "printed", "preservation")
+    assert (s.reward, s.core_form, s.variant) == (None, "printed", "preservation")
     assert s.removal.name == removal.blur().name
     assert s.on_canvas
+
+
+@pytest.mark.parametrize(
+    ("variant", "reward"),
+    [("preservation", "probability"), ("dual", "probability"), ("deletion", "log")],
+)
+def test_the_reward_follows_the_variant(variant, reward):
+    found = step(Sensor(SIZE), noise(1, SIZE), 0, areas=(0.1,), iterations=1, variant=variant)
+    assert found.settings.reward == reward
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,19 @@ def test_step_keeps_its_masks(tmp_path, model, data):
     assert all(torch.equal(found[key], again[key]) for key in found)
 
 
+def test_one_clip_by_itself_and_what_it_cost(tmp_path, model, data, monkeypatch):
+    where = {"model_name": "narrow", "i": 2}
+    maps, cost = sweep.measure("gradient", model, data, tmp_path, **where)
+    shown = batch(data, [2])
+    torch.testing.assert_close(maps, attribute("gradient", model, shown.clips, shown.targets)[0])
+    assert (cost["forward"], cost["backward"]) == (2, 2)  # one to try the model out
+    assert cost["seconds"] > 0
+    monkeypatch.setattr(sweep, "_make", lambda *a: pytest.fail("computed again"))
+    again, same = sweep.measure("gradient", model, data, tmp_path, **where)
+    assert torch.equal(maps, again)
+    assert cost["seconds"] == pytest.approx(same["seconds"])
+
+
 def test_a_rerun_computes_nothing(tmp_path, model, data, monkeypatch):
     first = explain("random", model, data, tmp_path)
     monkeypatch.setattr(sweep, "_make", lambda *a: pytest.fail("computed again"))

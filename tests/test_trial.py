@@ -47,10 +47,13 @@ def test_counting_ends_with_the_context():
 
 def test_a_tap_sees_the_networks_own_gradients_and_notices_others():
     network = Tapped()
-    network(clips((3, 16, 16))).sum().backward()
+    network(clips((3, 16, 16)).requires_grad_()).sum().backward()
     assert network.true_to_itself()
     value, slope = network.record[1][0]
     network.record[1][0] = value, slope * 1.01
+    assert not network.true_to_itself()
+    network.record[1][0] = value, slope
+    network.record[5].clear()
     assert not network.true_to_itself()
 
 
