@@ -162,8 +162,9 @@ class Experiment:
     ) -> pd.DataFrame:
         """Score methods by insertion and deletion AUC; one row per clip, method, model, dataset.
 
-        ``methods`` gives each method's options; ``options`` are those of `stepkit.insertion`. The
-        baseline is the mean colour of the dataset's training clips, as in the paper.
+        ``methods`` gives each method's options; ``options`` are those of
+        `stepkit.metrics.auc_metrics`. The baseline is the mean colour of the dataset's training
+        clips, as in the paper.
         """
         rows = []
         for dataset in datasets:
@@ -172,17 +173,21 @@ class Experiment:
             seen = batch(train, range(0, len(train), max(1, len(train) // 64)))
             options["baseline"] = removal.mean(seen.clips)
             for model in models:
-                network = self.fit(model, dataset)[0]
-                for method, settings in methods.items():
-                    maps = self.explain(method, model, dataset, **settings)["maps"]
-                    where = network, shown.clips, maps, shown.targets
+                maps = {
+                    method: self.explain(method, model, dataset, **settings)["maps"]
+                    for method, settings in methods.items()
+                }
+                where = self.fit(model, dataset)[0], shown.clips, maps, shown.targets
+                curves = metrics.auc_metrics(*where, **options)
+                unit = options.get("unit", "patch")
+                for method in methods:
                     scores = {
                         "clip": shown.ids,
-                        "insertion": metrics.insertion(*where, **options).auc,
-                        "deletion": metrics.deletion(*where, **options).auc,
+                        "insertion": curves["cm_insertion"][method].auc,
+                        "deletion": curves["cm_deletion"][method].auc,
                     }
                     names = {"dataset": dataset, "model": model, "method": method}
-                    rows.append(pd.DataFrame(scores).assign(**names, unit="patch"))
+                    rows.append(pd.DataFrame(scores).assign(**names, unit=unit))
         return self.keep(pd.concat(rows, ignore_index=True), "insertion")
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:

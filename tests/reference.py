@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.ndimage import correlate1d, gaussian_filter
 from scipy.stats import spearmanr
+from skimage.segmentation import slic
 
 MEAN = (0.43216, 0.394666, 0.37645)
 STD = (0.22803, 0.22145, 0.216989)
@@ -1016,3 +1017,44 @@ def ranked_regions(attribution, labels, least):
     for voxel in rest:
         found[voxel] = math.fsum(attribution[v] for v in rest) / len(rest)
     return found
+
+
+# ------------------------------------------------ §IV-A, §V-C: superpixels as units of the curves
+
+
+def superpixels(clip, segments, per):
+    """Superpixels of a normalised clip (3, T, H, W), each a list of (t, y, x).
+
+    Every frame by itself (printed), or the frames' parts of supervoxels of the clip (released).
+    Choice: σ = 1 for both; the units of the first frame come first, in a frame by SLIC's label.
+    """
+    T, H, W = clip.shape[1:]
+    volume = np.empty((T, H, W, 3))
+    for t, y, x, c in np.ndindex(T, H, W, 3):
+        volume[t, y, x, c] = min(max(float(clip[c, t, y, x]) * STD[c] + MEAN[c], 0.0), 1.0)
+    options = {"slic_zero": True, "sigma": 1, "start_label": 0, "channel_axis": -1}
+    if per == "frame":
+        labels = [slic(volume[t : t + 1], segments, **options)[0] for t in range(T)]
+    else:
+        labels = slic(volume, segments, **options)
+    found = []
+    for t in range(T):
+        members = {}
+        for y, x in np.ndindex(H, W):
+            members.setdefault(int(labels[t][y, x]), []).append((t, y, x))
+        found += [members[label] for label in sorted(members)]
+    return found
+
+
+def split_units(relevance, blocks, L, order, rank_by):
+    """I^(1) ... I^(L) of any units, as `subsets`; with more steps than units, some are empty."""
+    worth = []
+    for block in blocks:
+        total = sum(float(relevance[p]) for p in block)
+        worth.append(total / len(block) if rank_by == "mean" else total)
+    ranked = sorted(range(len(blocks)), key=lambda u: -worth[u])  # stable
+    split = []
+    for step in range(1, L + 1):
+        chosen = ranked[(step - 1) * len(blocks) // L : step * len(blocks) // L]
+        split.append([pixel for u in chosen for pixel in blocks[u]])
+    return split if order == "morf" else split[::-1]

@@ -1,13 +1,14 @@
 """Insertion and deletion curves against Eqs. 12-19 done unit by unit, and the identities of §IV."""
 
+from itertools import pairwise
+
 import pytest
 import reference
 import torch
 from torch import nn
 
 from stepkit import removal
-from stepkit.metrics import auc, deletion, insertion
-from stepkit.metrics.curves import unit_ranks
+from stepkit.metrics import METRICS, auc, auc_metrics, curves, deletion, insertion
 
 OPERATIONS = {"insertion": insertion, "deletion": deletion}
 SIZE = (3, 6, 8)  # T, H, W
@@ -35,6 +36,12 @@ def noise(*shape, seed=0):
 @pytest.fixture
 def problem():
     return Sensor(), noise(2, 3, *SIZE), noise(2, *SIZE, seed=1), [2, 0]
+
+
+def unit_ranks(maps, side):
+    """The rank of each pixel's patch, (N, T, H, W), and the number of patches."""
+    labels = curves.patches(maps.shape[1:], side)
+    return torch.stack([curves.unit_ranks(m, labels)[labels] for m in maps]), int(labels.max()) + 1
 
 
 def options(unit):
@@ -244,6 +251,300 @@ def test_there_are_no_more_steps_than_units(problem):
     assert found.curve.equal(insertion(*problem, patch=3, steps=18).curve)
 
 
+# ---------------------------------------------------------------------------------- superpixels
+
+LARGE = (3, 16, 20)
+PER = ["frame", "clip"]
+
+
+@pytest.fixture
+def scene():
+    """Two clips, two maps, targets; a clip has some 20 superpixels per frame."""
+    return Sensor(LARGE), noise(2, 3, *LARGE), noise(2, *LARGE, seed=1), [2, 0]
+
+
+def blocks_of(labels):
+    found = [[] for _ in range(int(labels.max()) + 1)]
+    for p in torch.cartesian_prod(*map(torch.arange, labels.shape)).tolist():
+        found[labels[tuple(p)]].append(tuple(p))
+    return found
+
+
+@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("segments", [6, 20, 320])
+def test_superpixels_equal_the_literal_ones(segments, per):
+    for clip in noise(4, 3, *LARGE, seed=5):
+        labels = curves.superpixels(clip, segments, per)
+        assert blocks_of(labels) == reference.superpixels(clip, segments, per)
+
+
+@pytest.mark.parametrize(("L", "rank_by"), [(7, "mean"), (12, "sum"), (150, "mean")])
+@pytest.mark.parametrize("order", ["morf", "lerf"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("per", PER)
+def test_curve_of_superpixels_equals_perturbing_one_by_one(
+    scene, per, operation, order, L, rank_by
+):
+    model, clips, maps, targets = scene
+    words = {"segments": 20, "segments_per": per, "rank_by": rank_by}
+    found = OPERATIONS[operation](*scene, unit="superpixel", order=order, steps=L, **words)
+    assert found.curve.shape == (2, L + 1)
+    assert found.share.tolist() == pytest.approx([step / L for step in range(L + 1)])
+    for n in range(2):
+        blocks = reference.superpixels(clips[n], 20, per)
+        assert len(blocks) < 150  # so that the longest curve repeats steps
+        split = reference.split_units(maps[n], blocks, L, order, rank_by)
+        nothing = torch.zeros_like(clips[n])
+        expected = reference.curve(model, clips[n], nothing, targets[n], split, operation)
+        torch.testing.assert_close(found.curve[n], torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_superpixels_of_the_paper_and_of_the_released_code():
+    clip = torch.nn.functional.interpolate(noise(1, 3, 4, 14, 14), (16, 112, 112))[0]
+    printed = curves.superpixels(clip, 256, "frame")
+    for frame in printed:
+        assert 230 <= len(frame.unique()) <= 280
+    released = curves.superpixels(clip, 256, "clip")
+    # some 256 supervoxels, each the longer for it, cut by frame: fewer and larger units
+    assert 256 <= int(released.max()) + 1 <= 0.8 * (int(printed.max()) + 1)
+    for labels in (printed, released):
+        ends = [(int(frame.min()), int(frame.max())) for frame in labels]
+        assert ends[0][0] == 0
+        for (_, last), (first, _) in pairwise(ends):  # every unit within a frame, none left out
+            assert first == last + 1
+
+
+@pytest.mark.parametrize(("size", "segments"), [((1, 112, 112), 256), ((2, 24, 30), 180)])
+def test_default_number_of_superpixels_is_that_of_patches_in_a_frame(size, segments):
+    where = Sensor(size), noise(1, 3, *size), noise(1, *size, seed=1), 0
+    found = insertion(*where, unit="superpixel", steps=5)
+    assert found.curve.equal(
+        insertion(*where, unit="superpixel", steps=5, segments=segments, rank_by="mean").curve
+    )
+    assert len(reference.units(1, *size[1:], round(7 * size[1] / 112))) == segments
+
+
+@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 3), (1, 1, 7), (4, 6, 8)])
+def test_tiny_frames_have_superpixels(size, per):
+    where = Sensor(size), noise(1, 3, *size), noise(1, *size, seed=1), 0
+    found = insertion(*where, unit="superpixel", segments_per=per, steps=9)
+    assert found.curve.shape == (1, 10)
+    whole = where[0](where[1]).softmax(1)[0, 0].item()
+    assert found.curve[0, -1].item() == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("per", PER)
+def test_superpixels_of_one_clip_do_not_depend_on_the_other(scene, per, operation):
+    model, clips, maps, targets = scene
+    clips[1] = clips[1].mean()  # flat: another number of superpixels
+    segments = {"frame": 20, "clip": 100}[per]
+    words = {"unit": "superpixel", "segments": segments, "segments_per": per, "steps": 150}
+    together = OPERATIONS[operation](model, clips, maps, targets, **words)
+    numbers = {int(curves.superpixels(clip, segments, per).max()) for clip in clips}
+    assert len(numbers) == 2
+    for n in range(2):
+        one = slice(n, n + 1)
+        alone = OPERATIONS[operation](model, clips[one], maps[one], targets[n], **words)
+        torch.testing.assert_close(alone.curve[0], together.curve[n], rtol=0, atol=1e-6)
+        assert alone.share.equal(together.share)
+
+
+def test_sum_favours_what_is_large_and_mean_does_not():
+    labels = torch.tensor([[[0, 1, 1, 1], [2, 1, 1, 1]]])
+    values = torch.tensor([[[3.0, 1.0, 1, 1], [2, 1, 1, 1]]])
+    assert curves.unit_ranks(values, labels, "mean").tolist() == [0, 2, 1]
+    assert curves.unit_ranks(values, labels, "sum").tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("rank_by", ["mean", "sum"])
+@pytest.mark.parametrize("unit", [{"patch": 3}, {"unit": "superpixel", "segments": 9}])
+def test_unit_is_ranked_by_what_was_asked_for(problem, unit, rank_by):
+    # patches at the border are smaller, so the two differ there as well
+    model, clips, maps, targets = problem
+    words = {"steps": 9, **unit}
+    found = insertion(model, clips, maps.abs(), targets, rank_by=rank_by, **words)
+    for n, clip in enumerate(clips):
+        patches = reference.units(*SIZE, 3)
+        blocks = reference.superpixels(clip, 9, "frame") if "unit" in unit else patches
+        split = reference.split_units(maps[n].abs(), blocks, 9, "morf", rank_by)
+        nothing = torch.zeros_like(clip)
+        expected = reference.curve(model, clip, nothing, targets[n], split, "insertion")
+        torch.testing.assert_close(found.curve[n], torch.tensor(expected), rtol=0, atol=1e-6)
+    other = {"mean": "sum", "sum": "mean"}[rank_by]
+    assert not found.curve.equal(
+        insertion(model, clips, maps.abs(), targets, rank_by=other, **words).curve
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.3])
+@pytest.mark.parametrize("per", PER)
+def test_superpixels_that_tie_keep_their_order(per, value):
+    labels = curves.superpixels(noise(3, *LARGE), 20, per)
+    ranks = curves.unit_ranks(torch.full(LARGE, value), labels)
+    assert ranks.tolist() == list(range(int(labels.max()) + 1))
+
+
+# ------------------------------------------------------------------------------- several at once
+
+
+class Recorder(Sensor):
+    """Keeps what it was shown; the first clip is that of the check at the door."""
+
+    def __init__(self, size=SIZE):
+        super().__init__(size)
+        self.seen, self.batches = [], []
+
+    def forward(self, clips):
+        self.seen += list(clips.clone())
+        self.batches.append(len(clips))
+        return super().forward(clips)
+
+
+@pytest.fixture
+def several(problem):
+    _, clips, maps, targets = problem
+    return clips, {"a": maps, "b": noise(2, *SIZE, seed=2), "c": maps.clone()}, targets
+
+
+@pytest.mark.parametrize("unit", [{"patch": 2}, {"unit": "pixel"}, {"unit": "superpixel"}])
+def test_all_metrics_of_all_methods_equal_each_by_itself(several, unit):
+    clips, maps, targets = several
+    found = auc_metrics(Sensor(), clips, maps, targets, METRICS, steps=7, **unit)
+    assert list(found) == list(METRICS)
+    for name, (operation, order) in METRICS.items():
+        assert list(found[name]) == ["a", "b", "c"]
+        for method, of_method in maps.items():
+            alone = OPERATIONS[operation](
+                Sensor(), clips, of_method, targets, order=order, steps=7, **unit
+            )
+            for part in ("curve", "auc", "share"):
+                together = getattr(found[name][method], part)
+                torch.testing.assert_close(together, getattr(alone, part), rtol=0, atol=1e-6)
+
+
+def test_names_of_table_2():
+    assert METRICS["cm_insertion"] == ("insertion", "morf")
+    assert METRICS["cm_deletion"] == METRICS["aopc_morf"] == ("deletion", "morf")
+    assert METRICS["aopc_lerf"] == ("deletion", "lerf")
+
+
+def test_mean_drop_that_aopc_is_named_after_follows_from_the_auc(several):
+    found = auc_metrics(Sensor(), *several, ["aopc_morf"], steps=9)["aopc_morf"]["a"]
+    for n in range(2):
+        drops = [(found.curve[n, 0] - phi).item() for phi in found.curve[n]]
+        aopc = 9 / 10 * (found.curve[n, 0] - found.auc[n]).item()
+        assert sum(drops) / 10 == pytest.approx(aopc, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "per_map"),
+    [
+        (["cm_insertion"], 1),
+        (["cm_insertion", "aopc_lerf"], 1),  # the one is the other, read backwards
+        (["cm_deletion", "aopc_morf", "insertion_lerf"], 1),
+        (["cm_insertion", "cm_deletion"], 2),
+        (list(METRICS), 2),
+    ],
+)
+@pytest.mark.parametrize("methods", ["a", "ab", "abc"])
+def test_forward_passes_that_coincide_are_run_once(several, names, per_map, methods):
+    clips, maps, targets = several
+    model, L = Recorder(), 7
+    maps = {name: maps[name] for name in methods}
+    # blurred, what stands for a removed clip is its own: no two clips share a picture
+    words = {"steps": L, "batch_size": 5, "patch": 2, "baseline": "blur"}
+    auc_metrics(model, clips, maps, targets, names, **words)
+    different = len(set(methods) - {"c"})  # c has the maps of a
+    between = different * per_map * (L - 1)
+    assert len(model.seen) == 1 + 2 * (2 + between)  # the check; two clips and their end points
+    pictures = {x.numpy().tobytes() for x in model.seen[1:]}
+    assert len(pictures) == len(model.seen) - 1
+
+
+def test_steps_that_add_no_unit_cost_no_forward_pass(scene):
+    _, clips, maps, targets = scene
+    model = Recorder(LARGE)
+    found = insertion(model, clips, maps, targets, unit="superpixel", segments=20, steps=500)
+    units = [len(reference.superpixels(clip, 20, "frame")) for clip in clips]
+    assert len(model.seen) == 1 + sum(U + 1 for U in units)
+    assert found.curve.shape == (2, 501)
+
+
+def test_parts_that_two_maps_share_are_run_once(problem):
+    _, clips, maps, targets = problem
+    top = torch.zeros_like(maps)
+    top[:, 0] = 2 + noise(2, *SIZE[1:], seed=3).clamp(-1, 1)
+    later = top.clone()
+    later[:, 1] += 0.5 + maps[:, 1].sigmoid() / 2  # ranked after the first frame, in both maps
+    model = Recorder()
+    both = {"top": top, "later": later}
+    auc_metrics(model, clips, both, targets, ["cm_insertion"], unit="pixel", steps=6)
+    # the first third is the same; then "top" has ties, in raster order, and "later" has not
+    assert len(model.seen) == 1 + 2 * (7 + 1)
+
+
+@pytest.mark.parametrize("unit", [{"patch": 2}, {"unit": "superpixel", "segments": 9}])
+def test_end_points_are_shown_exactly_and_once(several, unit):
+    clips, maps, targets = several
+    model = Recorder()
+    auc_metrics(model, clips, maps, targets, METRICS, steps=5, baseline="blur", **unit)
+    for whole, empty in zip(clips, removal.named("blur").nothing(clips), strict=True):
+        for end in (whole, empty):
+            assert sum(shown.equal(end) for shown in model.seen[1:]) == 1
+
+
+@pytest.mark.parametrize("baseline", ["fade", "blur"])
+def test_end_points_of_all_curves_are_exactly_those_of_the_model(several, baseline):
+    clips, maps, targets = several
+    found = auc_metrics(
+        Sensor(), clips, maps, targets, METRICS, steps=5, baseline=baseline, batch_size=1
+    )
+    for name, (operation, _) in METRICS.items():
+        for curve in found[name].values():
+            for n in range(2):
+                whole, empty = (
+                    Sensor()(x[n : n + 1]).softmax(1)[0, targets[n]].item()
+                    for x in (clips, removal.named(baseline).nothing(clips))
+                )
+                ends = [empty, whole] if operation == "insertion" else [whole, empty]
+                assert curve.curve[n, [0, -1]].tolist() == ends
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 1000])
+def test_batches_are_full_and_do_not_change_the_result(several, batch_size):
+    model = Recorder()
+    found = auc_metrics(model, *several, batch_size=batch_size, steps=9)
+    jobs = len(model.seen) - 1
+    full, rest = divmod(jobs, batch_size)
+    assert model.batches[1:] == [batch_size] * full + [rest] * (rest > 0)  # clips share batches
+    expected = auc_metrics(Sensor(), *several, batch_size=7, steps=9)
+    for name, of_name in expected.items():
+        for method, curve in of_name.items():
+            again = found[name][method]
+            torch.testing.assert_close(again.curve, curve.curve, rtol=0, atol=1e-6)
+            torch.testing.assert_close(again.auc, curve.auc, rtol=0, atol=1e-6)
+
+
+def test_methods_do_not_depend_on_each_other(several):
+    clips, maps, targets = several
+    one = auc_metrics(Sensor(), clips, {"b": maps["b"]}, targets, ["cm_insertion"], steps=9)
+    three = auc_metrics(Sensor(), clips, maps, targets, ["cm_insertion"], steps=9)
+    alone, together = (found["cm_insertion"]["b"].curve for found in (one, three))
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
+
+
+def test_each_of_several_clips_has_its_own_target(several):
+    clips, maps, _ = several
+    both = auc_metrics(Sensor(), clips, maps, [3, 1], steps=4)
+    for n, target in enumerate((3, 1)):
+        same = auc_metrics(Sensor(), clips, maps, target, steps=4)
+        for name in both:
+            curve, expected = (found[name]["b"].curve[n] for found in (both, same))
+            torch.testing.assert_close(curve, expected, rtol=0, atol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------- manners
 
 
@@ -286,6 +587,10 @@ def test_dropout_is_off_while_the_model_watches(problem):
         ({"baseline": "grey"}, "removal"),
         ({"patch": -1}, "patch"),
         ({"patch": 0}, "patch"),  # not the same as none given
+        ({"segments_per": "video"}, "segments_per"),
+        ({"rank_by": "max"}, "rank_by"),
+        ({"unit": "superpixel", "segments": 0}, "segments"),
+        ({"unit": "superpixel", "segments": 2.5}, "segments"),
         ({"maps": noise(2, 3, 6, 7)}, "maps"),
         ({"maps": noise(1, *SIZE)}, "maps"),
         ({"maps": torch.full((2, *SIZE), float("nan"))}, "maps"),
@@ -299,6 +604,26 @@ def test_a_wrong_argument_is_refused_by_name(problem, change, argument):
     given = {"clips": clips, "maps": maps, "targets": targets, "steps": 4, **change}
     with pytest.raises(ValueError, match=f"^{argument}: got"):
         insertion(model, **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        ({"names": ["insertion"]}, "names"),
+        ({"names": []}, "names"),
+        ({"names": "cm_insertion"}, "names"),  # would be read letter by letter
+        ({"maps": {}}, "maps"),
+        ({"maps": noise(2, *SIZE)}, "maps"),
+        ({"maps": {"a": noise(2, *SIZE), "b": noise(2, 3, 6, 7)}}, r"maps\['b'\]"),
+        ({"maps": {"a": torch.full((2, *SIZE), float("inf"))}}, r"maps\['a'\]"),
+        ({"order": "lerf"}, "option"),  # the name says it
+    ],
+)
+def test_a_wrong_argument_of_several_is_refused_by_name(several, change, argument):
+    clips, maps, targets = several
+    given = {"clips": clips, "maps": maps, "targets": targets, **change}
+    with pytest.raises(ValueError, match=f"^{argument}: got"):
+        auc_metrics(Sensor(), **given)
 
 
 def test_auc_refuses_a_rule_that_it_does_not_know():

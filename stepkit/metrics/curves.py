@@ -1,17 +1,31 @@
 """Insertion and deletion curves and their AUC (paper §IV-A, Eqs. 12-19, Table II).
 
-A clip is cut into units (patches of a frame), the units are ordered by the attribution, and the
-network watches while they appear or disappear. Both operations look at clips in which the j highest
-(or lowest) units are present, so one function serves them all, and the identities of Table II hold
-by construction: deletion in one order is insertion in the other, read backwards.
+A clip is cut into units (pixels, patches or superpixels of a frame), the units are ranked by the
+attribution, and the network watches while they appear or disappear. The four pairs of operation and
+order look at two families of clips, so that the identities of §V-C hold by construction:
+
+================  ========================  ==========================
+operation, order  units present at step l   Table II
+================  ========================  ==========================
+insertion, MoRF   the p(l) highest          CM (Insertion)
+deletion, LeRF    the p(L−l) highest        AOPC (LeRF)
+deletion, MoRF    all but the p(l) highest  CM (Deletion), AOPC (MoRF)
+insertion, LeRF   all but the p(L−l) …
+================  ========================  ==========================
+
+where p(l) = ⌊l·U/L⌋ for a clip of U units.
 """
 
 import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from itertools import count, islice, product
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from stepkit import removal as removals
@@ -20,6 +34,18 @@ from stepkit.checks import one_of, require, tensor
 from stepkit.checks import targets as check_targets
 from stepkit.models import check_model, device_of, frozen, probability
 from stepkit.removal import Removal
+from stepkit.segments import supervoxels
+
+METRICS = {  # name: operation, order
+    "insertion_morf": ("insertion", "morf"),
+    "insertion_lerf": ("insertion", "lerf"),
+    "deletion_morf": ("deletion", "morf"),
+    "deletion_lerf": ("deletion", "lerf"),
+    "cm_insertion": ("insertion", "morf"),  # causal metric; from here on Table II's names
+    "cm_deletion": ("deletion", "morf"),
+    "aopc_morf": ("deletion", "morf"),
+    "aopc_lerf": ("deletion", "lerf"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +59,7 @@ class Curve:
     curve : Tensor
         (N, L+1), Φ_c after 0..L steps.
     share : Tensor
-        (L+1,), share of the units that has been perturbed, from 0 to 1.
+        (L+1,), share of the steps taken, l/L; that of a clip's U units differs by less than 1/U.
     """
 
     auc: Tensor
@@ -56,14 +82,23 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
     order : str
         ``"morf"`` (default): most relevant first; ``"lerf"``: least relevant first.
     unit : str
-        ``"patch"`` (default) or ``"pixel"``.
+        ``"patch"`` (default), ``"pixel"`` or ``"superpixel"`` (SLIC-zero, σ = 1).
     patch : int, optional
         Side of a patch in pixels; by default 7 at 112, in proportion to the shorter side.
+    segments : int, optional
+        About how many superpixels; by default as many as patches in a frame, 256 at 112×112.
+    segments_per : str
+        ``"frame"`` (default, printed in §V-C): each frame is cut by itself. ``"clip"`` (released):
+        the clip is cut at once into supervoxels, of which every frame's part is a unit.
+    rank_by : str
+        ``"mean"`` (default) or ``"sum"`` of the map over a unit. The released code takes the mean
+        of a patch and the sum of a superpixel, which favours large ones; the paper does not say.
     steps : int
-        L, 128 by default (the released code's); at most one step per unit.
+        L, 128 by default (the released code's). At most one step per patch or pixel; superpixels
+        differ in number from clip to clip, and where they are fewer than L, some steps add none.
     baseline : Removal or str
-        Its bottom rung is X̄; by default `stepkit.removal.fade`. The paper's "mean of the training
-        data" is ``stepkit.removal.mean(training_clips)``.
+        Its bottom rung is X̄; by default `stepkit.removal.fade`, the released code's. The paper's
+        "mean of the training data" is ``stepkit.removal.mean(training_clips)``.
     rule : str
         ``"mean"`` (default): Eq. 19, the mean over l = 1..L; ``"trapezoid"``: the released code's.
     batch_size : int
@@ -84,7 +119,8 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
     Notes
     -----
     Insertion with MoRF is Petsiuk's insertion; it is also AOPC (LeRF) read backwards. The order is
-    global over the clip. Units that tie keep their raster order.
+    global over the clip; the inequality printed in §IV-A has its sign wrong. Units that tie keep
+    their raster order; superpixels that of the frames, then of SLIC's labels.
 
     Examples
     --------
@@ -94,8 +130,7 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
     >>> insertion(model, clips, clips.abs().mean(1), [0, 1], steps=4).curve.shape
     torch.Size([2, 5])
     """
-    _check_options(options)
-    return _perturb(model, clips, maps, targets, deletion=False, **options)
+    return _one("insertion", model, clips, maps, targets, options)
 
 
 def deletion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options) -> Curve:
@@ -103,85 +138,60 @@ def deletion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options) 
 
     Arguments, returns and errors as for `insertion`. Deletion with MoRF is AOPC (MoRF).
     """
-    _check_options(options)
-    return _perturb(model, clips, maps, targets, deletion=True, **options)
+    return _one("deletion", model, clips, maps, targets, options)
 
 
-def _check_options(options: dict) -> None:
-    parameters = inspect.signature(_perturb).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "deletion"]
-    for name in options:
-        one_of("option", name, known)
-
-
-def _perturb(
-    model,
+def auc_metrics(
+    model: nn.Module,
     clips: Tensor,
-    maps: Tensor,
+    maps: dict[str, Tensor],
     targets,
-    *,
-    deletion: bool,
-    order: str = "morf",
-    unit: str = "patch",
-    patch: int | None = None,
-    steps: int = 128,
-    baseline: Removal | str = "fade",
-    rule: str = "mean",
-    batch_size: int = 32,
-    progress: bool = False,
-) -> Curve:
-    one_of("order", order, ("morf", "lerf"))
-    one_of("unit", unit, ("patch", "pixel"))
-    one_of("rule", rule, ("mean", "trapezoid"))
-    check_clips(clips)
-    tensor("maps", maps, "(N, T, H, W)")
-    fits = maps.shape == clips[:, 0].shape
-    require(fits, "maps", f"shape {tuple(maps.shape)}", f"the clips' {tuple(clips[:, 0].shape)}")
-    require(isinstance(steps, int) and steps >= 1, "steps", steps, "at least one")
-    require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
-    if patch is None:
-        patch = max(1, round(7 * min(clips.shape[-2:]) / 112))
-    side = 1 if unit == "pixel" else patch
-    ranks, units = unit_ranks(maps, side)
-    if order == "lerf":
-        ranks = units - 1 - ranks
-    steps = min(steps, units)
-    # Units present after each step; deletion with MoRF leaves the lowest, which is what insertion
-    # with LeRF puts in, read backwards.
-    present = torch.arange(steps + 1) * units // steps
-    if deletion:
-        ranks = units - 1 - ranks
-    if deletion != (order == "lerf"):  # the steps h(l) are those of the order, Eqs. 14 and 18
-        present = units - present.flip(0)
-    device = device_of(model, clips.device)
-    with frozen(model), torch.no_grad():
-        classes = check_model(model, clips[:1].to(device))
-        targets = check_targets(targets, len(clips), classes, device)
-        curve = _watch(
-            model, clips, ranks, present, targets, removals.named(baseline), batch_size, progress
-        )
-    require(bool(torch.isfinite(curve).all()), "model", "NaN on a perturbed clip", "finite logits")
-    share = present / units
-    if deletion:
-        curve, share = curve.flip(1), 1 - share.flip(0)
-    return Curve(auc(curve, rule).to(clips.device), curve.to(clips.device), share)
+    names: Sequence[str] = ("cm_insertion", "cm_deletion"),
+    **options,
+) -> dict[str, dict[str, Curve]]:
+    """Score several methods by several metrics (Table II); clips that coincide are watched once.
 
+    End points, steps that add no unit, metrics and methods that show the network the same clip
+    share the forward pass.
 
-def _watch(model, clips, ranks, present, targets, baseline, batch_size, progress) -> Tensor:
-    """Return Φ_c (N, L+1) of the clips in which the units of rank < present[l] are present."""
-    device = targets.device
-    curve = torch.empty(len(clips), len(present))
-    bar = tqdm(total=curve.numel(), desc="curves", disable=not progress, leave=False)
-    for n in range(len(clips)):
-        clip, rank = clips[n : n + 1].to(device), ranks[n].to(device)
-        nothing = baseline.nothing(clip)
-        for counts, phi in zip(present.split(batch_size), curve[n].split(batch_size), strict=True):
-            shown = rank < counts.to(device)[:, None, None, None]  # (l, T, H, W)
-            logits = model(torch.where(shown[:, None], clip, nothing))
-            phi.copy_(probability(logits, targets[n].expand(len(counts))))
-            bar.update(len(counts))
-    bar.close()
-    return curve
+    Parameters
+    ----------
+    model, clips, targets, **options
+        As for `insertion`, but for ``order``.
+    maps : dict of str to Tensor
+        The attributions (N, T, H, W) of each method.
+    names : sequence of str
+        Of `METRICS`: ``"insertion_morf"`` and so on, or the names of Table II: ``"cm_insertion"``,
+        ``"cm_deletion"``, ``"aopc_morf"``, ``"aopc_lerf"``. The AUC is that of Φ_c, for AOPC as
+        well; the mean drop that AOPC is named after, (1/(L+1))·Σ_{l=0..L} Φ_c(X) − Φ_c(X̃^(l)), is
+        L/(L+1)·(Φ_c(X) − AUC).
+
+    Returns
+    -------
+    dict of dict of Curve
+        By metric, then by method. Errors as for `insertion`.
+
+    Examples
+    --------
+    >>> from stepkit.models import load_model
+    >>> model = load_model("r2plus1d_narrow", num_classes=6)
+    >>> clips = torch.randn(2, 3, 8, 48, 48)
+    >>> maps = {"random": torch.rand(2, 8, 48, 48), "energy": clips.square().mean(1)}
+    >>> scores = auc_metrics(model, clips, maps, [0, 1], steps=4)
+    >>> scores["cm_deletion"]["energy"].auc.shape
+    torch.Size([2])
+    """
+    _check_options(options)
+    named = isinstance(maps, dict) and len(maps) > 0
+    require(named, "maps", f"a {type(maps).__name__} (or none)", "a dict of maps by method")
+    listed = not isinstance(names, str) and len(names) > 0
+    require(listed, "names", repr(names), "a list of metrics")
+    for name in names:
+        one_of("names", name, METRICS)
+    labelled = {f"maps[{method!r}]": given for method, given in maps.items()}
+    found = _perturb(model, clips, labelled, targets, [METRICS[name] for name in names], **options)
+    methods = [dict(zip(maps, curves, strict=True)) for curves in found]
+    return dict(zip(names, methods, strict=True))
 
 
 def auc(curve: Tensor, rule: str = "mean") -> Tensor:
@@ -192,21 +202,136 @@ def auc(curve: Tensor, rule: str = "mean") -> Tensor:
     return torch.trapezoid(curve, dx=1 / (curve.shape[-1] - 1))
 
 
-def unit_ranks(maps: Tensor, side: int) -> tuple[Tensor, int]:
-    """Rank square units of ``side`` pixels by the mean of the map, over the whole clip.
+def _one(operation: str, model, clips, maps, targets, options: dict) -> Curve:
+    _check_options(options, ["order"])
+    order = options.pop("order", "morf")
+    one_of("order", order, ("morf", "lerf"))
+    return _perturb(model, clips, {"maps": maps}, targets, [(operation, order)], **options)[0][0]
 
-    ``maps`` (N, T, H, W) -> the rank of each pixel's unit, int64 (N, T, H, W), 0 for the highest;
-    and the number of units. Units at the far border are smaller where ``side`` does not divide the
-    frame. Ties keep raster order.
+
+def _check_options(options: dict, more: Sequence[str] = ()) -> None:
+    parameters = inspect.signature(_perturb).parameters.values()
+    known = [*more, *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+    for name in options:
+        one_of("option", name, known)
+
+
+def _perturb(
+    model: nn.Module,
+    clips: Tensor,
+    maps: dict[str, Tensor],
+    targets,
+    metrics: list[tuple[str, str]],
+    *,
+    unit: str = "patch",
+    patch: int | None = None,
+    segments: int | None = None,
+    segments_per: str = "frame",
+    rank_by: str = "mean",
+    steps: int = 128,
+    baseline: Removal | str = "fade",
+    rule: str = "mean",
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[list[Curve]]:
+    """Return the curves of each (operation, order), for each of the maps (by name in errors)."""
+    one_of("unit", unit, ("patch", "pixel", "superpixel"))
+    one_of("segments_per", segments_per, ("frame", "clip"))
+    one_of("rank_by", rank_by, ("mean", "sum"))
+    one_of("rule", rule, ("mean", "trapezoid"))
+    check_clips(clips)
+    frames = clips.shape[:1] + clips.shape[2:]  # (N, T, H, W)
+    for name, given in maps.items():
+        tensor(name, given, "(N, T, H, W)")
+        fits = given.shape == frames
+        require(fits, name, f"shape {tuple(given.shape)}", f"the clips' {tuple(frames)}")
+    require(isinstance(steps, int) and steps >= 1, "steps", steps, "at least one")
+    require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
+    if patch is None:
+        patch = max(1, round(7 * min(frames[2:]) / 112))
+    squares = patches(frames[1:], 1 if unit == "pixel" else patch)
+    if unit == "superpixel":
+        segments = int(squares[0].max()) + 1 if segments is None else segments
+    else:
+        steps = min(steps, int(squares.max()) + 1)
+
+    def cut(clip):
+        return superpixels(clip, segments, segments_per) if unit == "superpixel" else squares
+
+    index = torch.empty(len(metrics), len(maps), len(clips), steps + 1, dtype=torch.long)
+    device = device_of(model, clips.device)
+    with frozen(model), torch.no_grad():
+        classes = check_model(model, clips[:1].to(device))
+        targets = check_targets(targets, len(clips), classes, device)
+        rank, nothing = partial(unit_ranks, rank_by=rank_by), removals.named(baseline).nothing
+        shown = _shown(clips, maps.values(), targets, metrics, cut, rank, nothing, index)
+        most = index.numel()
+        bar = tqdm(shown, desc="curves", total=most, disable=not progress, leave=False)
+        phi = _watch(model, bar, batch_size).to(clips.device)
+    require(bool(torch.isfinite(phi).all()), "model", "NaN on a perturbed clip", "finite logits")
+    share = torch.arange(steps + 1) / steps
+    return [[Curve(auc(curve, rule), curve, share) for curve in of_map] for of_map in phi[index]]
+
+
+def _shown(clips, maps, targets, metrics, cut, rank, nothing, index) -> Iterator:
+    """Yield every perturbed clip (3, T, H, W) with its target, but none twice.
+
+    Fills ``index`` (metrics, M, N, L+1): which of them each point of each curve is.
     """
+    device, L, number = targets.device, index.shape[3] - 1, count()
+    for n in range(len(clips)):
+        clip, labels = clips[n].to(device), cut(clips[n])
+        empty, places = nothing(clip[None])[0], labels.to(device)
+        ranks = [rank(given[n].cpu(), labels) for given in maps]
+        known = {}  # by a digest of the units that are present: pixels are many
+        for (m, ranked), (i, metric) in product(enumerate(ranks), enumerate(metrics)):
+            operation, order = metric
+            alone = (operation == "insertion") == (order == "morf")  # else: all but the highest
+            for step in range(L + 1):
+                present = (ranked < step * len(ranked) // L) == alone  # (U,)
+                key = blake2b(np.packbits(present.numpy())).digest()
+                if key not in known:
+                    known[key] = next(number)
+                    yield torch.where(present.to(device)[places], clip, empty), targets[n]
+                index[i, m, n, step if order == "morf" else L - step] = known[key]
+
+
+def _watch(model: nn.Module, shown: Iterable, batch_size: int) -> Tensor:
+    """Return Φ_c of each (clip, target); a batch may mix clips, methods and metrics."""
+    shown, phi = iter(shown), []
+    while batch := tuple(islice(shown, batch_size)):
+        clips, targets = map(torch.stack, zip(*batch, strict=True))
+        phi.append(probability(model(clips), targets).float())
+    return torch.cat(phi)
+
+
+def patches(size: Sequence[int], side: int) -> Tensor:
+    """Number squares of ``side`` pixels in raster order, smaller at the far border; (T, H, W)."""
     require(isinstance(side, int) and side >= 1, "patch", side, "at least one pixel")
-    H, W = maps.shape[-2:]
+    T, H, W = size
+    rows, columns = torch.arange(H) // side, torch.arange(W) // side
+    frame = rows[:, None] * (columns[-1] + 1) + columns
+    return torch.arange(T)[:, None, None] * (frame.max() + 1) + frame
+
+
+def superpixels(clip: Tensor, segments: int, segments_per: str) -> Tensor:
+    """Number the superpixels of a clip (3, T, H, W), frame after frame; int64 (T, H, W)."""
+    clip = clip.cpu()
+    pieces = clip.split(1, dim=1) if segments_per == "frame" else [clip]
+    labels = torch.cat([supervoxels(piece, segments, sigma=1.0) for piece in pieces])
+    apart = labels + torch.arange(len(labels))[:, None, None] * (labels.max() + 1)
+    return apart.unique(return_inverse=True)[1]
+
+
+def unit_ranks(values: Tensor, labels: Tensor, rank_by: str = "mean") -> Tensor:
+    """Rank the units of a clip by the mean or the sum of its map, over the whole clip.
+
+    ``values`` and ``labels`` (T, H, W), units 0..U−1 -> int64 (U,), 0 for the highest unit. Ties
+    keep the order of the units.
+    """
+    flat = labels.flatten()
     # in float64 means of 9 and of 3 equal values tie, as they must
-    values = F.avg_pool2d(maps.double(), side, ceil_mode=True) if side > 1 else maps
-    flat = values.flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(flat.shape[1], device=maps.device).expand_as(order)
-    )
-    pixels = rank.view_as(values).repeat_interleave(side, 2).repeat_interleave(side, 3)
-    return pixels[:, :, :H, :W], flat.shape[1]
+    worth = torch.bincount(flat, values.flatten().double())
+    if rank_by == "mean":
+        worth /= torch.bincount(flat)
+    return worth.argsort(descending=True, stable=True).argsort()
