@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
 from stepkit.data import Batch, batch, load_dataset
+from stepkit.files import write_whole
 from stepkit.training import QUICK, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +151,7 @@ class Experiment:
                 rows[method] = {"refused": str(error)}
                 continue
             passes = rows[method]["forward"] + rows[method]["backward"]
-            label = f"{labels[method]}\n{passes:.0f} passes, {rows[method]['seconds']:.1f} s"
+            label = f"{labels[method]}\n{passes:.0f} passes\n{rows[method]['seconds']:.2g} s"
             maps[label] = found
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         table = table.reindex(columns=["forward", "backward", "seconds", "refused"]).reset_index()
@@ -193,7 +194,6 @@ class Experiment:
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table to ``scores/<name>.csv`` of the run, and return it."""
         (self.folder / "scores").mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "scores" / f"{name}.csv.part"
-        table.to_csv(partial, index=False)
-        partial.replace(partial.with_suffix(""))
+        path = self.folder / "scores" / f"{name}.csv"
+        write_whole(path, lambda partial: table.to_csv(partial, index=False))
         return table

@@ -8,7 +8,6 @@ killed run leaves whole files only, resumes, and ends with the same bytes.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -21,6 +20,9 @@ from stepkit.attribution import attribute, heatmap, step
 from stepkit.attribution.cost import measured
 from stepkit.checks import require
 from stepkit.data.sample import collate
+from stepkit.files import fingerprint, write_whole
+
+CHUNK = 16  # perturbed copies of one clip that go through the network together
 
 
 def explain(
@@ -114,23 +116,15 @@ def measure(
     key = _key(sample, fingerprint(*model.state_dict().values()), method, options, seed)
     found = _read(path, key)
     if found is None:
-        made, cost = measured(
-            lambda *_: _make(method, model, [sample], 1, seed, options)[0], model, sample.clip[None]
-        )
+
+        def alone(*_):
+            return _make(method, model, [sample], CHUNK, seed, options)[0]
+
+        made, cost = measured(alone, model, sample.clip[None])
         found = made | {name: torch.tensor(value) for name, value in cost.items()}
         _write(path, key, found)
     cost = {name: found[name].item() for name in ("seconds", "forward", "backward")}
     return found["maps"], cost
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """Return a hash of the tensors' shapes, types and bytes."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def clip_seed(seed: int, clip_id: str) -> int:
@@ -184,10 +178,5 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial, {"key": key})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda partial: save_file(tensors, partial, {"key": key}))

@@ -8,7 +8,6 @@ perturbation methods will show it and is not fooled by the edges of a mask.
 import functools
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 
 from stepkit.checks import require
 from stepkit.data.sample import collate
+from stepkit.files import write_whole
 from stepkit.models import device_of, frozen, load_model, load_weights
 from stepkit.removal import Removal, blur, gaussian_blur
 
@@ -166,12 +166,12 @@ def train(
         row = {"epoch": epoch, "loss": loss, "train_top1": top1}
         history.append(row | {f"val_{key}": scores[key] for key in ("top1", "top5")})
         if scores["top1"] >= best:
-            _whole(out / "model.safetensors", lambda path: save_model(model, path, run))
+            write_whole(out / "model.safetensors", lambda path: save_model(model, path, run))
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
         state |= {"schedule": schedule.state_dict(), "run": run, "history": history}
-        _whole(out / "state.pt", lambda path, state=state: torch.save(state, path))
+        write_whole(out / "state.pt", lambda path, state=state: torch.save(state, path))
     table = pd.DataFrame(history)
-    _whole(out / "history.csv", lambda path: table.to_csv(path, index=False))
+    write_whole(out / "history.csv", lambda path: table.to_csv(path, index=False))
     load_weights(model, out / "model.safetensors")
     return table
 
@@ -351,13 +351,3 @@ def _resume(out: Path, run: str, model, optimiser, schedule) -> list[dict]:
     optimiser.load_state_dict(state["optimiser"])
     schedule.load_state_dict(state["schedule"])
     return state["history"]
-
-
-def _whole(path: Path, write) -> None:
-    """Write a file whole or not at all: under a temporary name, then renamed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

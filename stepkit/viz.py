@@ -263,7 +263,8 @@ def show(
         if not masks[name]:
             words |= {"kept": f"top {100 * keep:.3g} %", "mask": "map"}
         for kind in kinds:
-            lines = textwrap.wrap(str(name).replace("_", " "), 14)
+            parts = str(name).replace("_", " ").splitlines()
+            lines = [line for part in parts for line in textwrap.wrap(part, 14)]
             lines += [words[kind]] if len(kinds) > 1 or not name else []
             strips.append(("\n".join(lines), kind, given))
 

@@ -6,7 +6,7 @@ the library had to choose something that the paper leaves open, the choice is st
 
 import math
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -236,6 +236,7 @@ def step(
     reward=None,
     variant="preservation",
     on_canvas=True,
+    optimiser="sgd",
     learning_rate=0.05,
     area_weight=300,
     core_weight=300,
@@ -244,7 +245,7 @@ def step(
     """One clip (3, T, H, W), one area, float64; ``levels`` are the clip's for `look_up`.
 
     λ1 grows ×1.0008668 per iteration of 1200, λ2 counts from ``core_start`` on; both times the
-    number of seed cells over the paper's 16·16·16. The learning rate is for 1200 iterations. The
+    number of seed cells over the paper's 16·16·16. SGD's learning rate is for 1200 iterations. The
     reward is Φ, for deletion log Φ, unless one is named. Returns the visible mask and the record of
     (Φ_c, L_S, L_K) before each step.
     """
@@ -263,6 +264,7 @@ def step(
         return phi(mask).log() if reward == "log" else phi(mask)
 
     velocity, record = None, []
+    mean = square = 0
     for i in range(iterations):
         seeds.requires_grad_(True)
         canvas = spread(seeds, H, W, s, sigma)
@@ -280,6 +282,13 @@ def step(
         seen = phi(1 - mask if variant == "deletion" else mask)
         record.append([seen.item(), L_S.item(), L_K.item()])
         (slope,) = torch.autograd.grad(energy, seeds)
+        if optimiser == "adam":
+            mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+            size = (square / (1 - 0.999 ** (i + 1))).sqrt() + 1e-8
+            seeds = (seeds.detach() - learning_rate * mean / (1 - 0.9 ** (i + 1)) / size).clamp(
+                0, 1
+            )
+            continue
         # torch.optim.SGD: the first velocity is the slope itself, dampening comes in afterwards
         velocity = slope if velocity is None else 0.9 * velocity + (1 - 0.9) * slope
         seeds = (seeds.detach() - learning_rate * 1200 / iterations * velocity).clamp(0, 1)
@@ -1058,3 +1067,18 @@ def split_units(relevance, blocks, L, order, rank_by):
         chosen = ranked[(step - 1) * len(blocks) // L : step * len(blocks) // L]
         split.append([pixel for u in chosen for pixel in blocks[u]])
     return split if order == "morf" else split[::-1]
+
+
+# ----------------------------------------------------------------- §V-I: what KAR keeps of a clip
+
+
+def keep_share(clip, values, ratio, colour):
+    """The clip (3, T, H, W) with all but its highest voxels painted over; raster order in ties."""
+    _, T, H, W = clip.shape
+    places = list(product(range(T), range(H), range(W)))
+    places.sort(key=lambda p: -values[p].item())  # Python's sort is stable
+    painted = clip.clone()
+    for t, i, j in places[round(ratio * len(places)) :]:
+        for c in range(3):
+            painted[c, t, i, j] = colour[c]
+    return painted

@@ -1,0 +1,157 @@
+"""Retraining metrics: KAR and ROAR (paper §V-I, Fig. 8; Hooker et al. 2019, its ref. 33).
+
+Perturbing a clip takes it off the distribution that a network was trained on, and its answer may be
+about that instead of about what was removed. So perturb the *training* clips too, train the same
+network on them from scratch, and see how well it does on test clips perturbed in the same way. KAR
+keeps the share of the voxels that the map ranks highest: a good map keeps the accuracy up. ROAR
+removes it: a good map brings the accuracy down.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from stepkit import removal as removals
+from stepkit.checks import clips as check_clips
+from stepkit.checks import one_of, require, tensor
+from stepkit.data import Batch, Sample
+from stepkit.files import fingerprint
+from stepkit.removal import Removal
+from stepkit.training import Recipe, evaluate, train
+
+RATIOS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of §V-I
+PARTS = ("train", "val", "test")
+
+
+def retrain(
+    network: Callable[[int], nn.Module],
+    data: Mapping[str, Batch],
+    maps: Mapping[str, Mapping[str, Tensor]],
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    operation: str = "keep",
+    ratios: Sequence[float] = RATIOS,
+    seeds: Sequence[int] = (0,),
+    removal: Removal | str = "black",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Keep or remove what each method marks, retrain from scratch, and test (KAR, ROAR).
+
+    Parameters
+    ----------
+    network : callable
+        A seed -> a new, untrained network, clips (N, 3, T, H, W) to logits (N, K).
+    data : dict of str to Batch
+        ``"train"``, ``"val"`` and ``"test"``: the clips, as `stepkit.data.batch` collects them. The
+        checkpoint that is tested is the one that does best on ``"val"``; the test clips are looked
+        at once, at the end. (The released code starts from pretrained weights and picks the epoch
+        on the test set.)
+    maps : dict of dict of Tensor
+        Per method and part, attributions (N, T, H, W) of those clips.
+    out : path
+        A folder for the trainings, one for each method, ratio and seed. Those that are done are not
+        done again; a killed one goes on with the epoch it was in.
+    recipe : Recipe
+        The budget of each training; every epoch sees the same clips.
+    operation : str
+        ``"keep"`` (KAR, default) or ``"remove"`` (ROAR).
+    ratios : sequence of float
+        Shares of a clip's voxels that are kept, or removed.
+    seeds : sequence of int
+        Of the network's weights and of the order of the clips, a training each.
+    removal : Removal or str
+        What stands where voxels were removed; black by default, as in the released code.
+    progress : bool
+        Show a bar over trainings.
+
+    Returns
+    -------
+    DataFrame
+        A row per method, ratio, seed and test clip: ``method, operation, ratio, seed, clip,
+        correct``. The mean of ``correct`` is the accuracy of Fig. 8.
+
+    Raises
+    ------
+    ValueError
+        A missing part, maps that do not fit their clips, a ratio outside (0, 1).
+
+    Examples
+    --------
+    >>> from stepkit.metrics import retrain
+    >>> from stepkit.training import QUICK
+    >>> scores = retrain(network, data, {"step": maps}, "runs/kar", QUICK)  # doctest: +SKIP
+    >>> scores.groupby(["method", "ratio"])["correct"].mean()  # doctest: +SKIP
+    """
+    one_of("operation", operation, ("keep", "remove"))
+    for name in PARTS:
+        require(name in data, "data", f"no part {name!r}", "train, val and test")
+    for method, of_method in maps.items():
+        for name in PARTS:
+            given, clips = of_method.get(name), data[name].clips
+            fits = given is not None and given.shape == clips[:, 0].shape
+            shape = None if given is None else tuple(given.shape)
+            expected = f"the clips' {tuple(clips[:, 0].shape)}"
+            require(fits, f"maps[{method!r}][{name!r}]", f"shape {shape}", expected)
+    rows = []
+    jobs = [(method, ratio, seed) for method in maps for ratio in ratios for seed in seeds]
+    for method, ratio, seed in tqdm(jobs, desc="retraining", disable=not progress, leave=False):
+        parts = {
+            name: Perturbed(data[name], maps[method][name], ratio, operation, removal, name)
+            for name in PARTS
+        }
+        # the folder's name holds a hash of the clips: other maps are another training
+        made = fingerprint(*(parts[name].clips for name in ("train", "val")))[:12]
+        where = Path(out) / method / f"{operation}_{ratio:g}_seed_{seed}_{made}"
+        model = network(seed)
+        train(model, parts["train"], parts["val"], where, recipe, seed=seed)
+        found = evaluate(model, parts["test"], recipe.batch_size)
+        row = {"method": method, "operation": operation, "ratio": ratio, "seed": seed}
+        columns = {"clip": found["ids"], "correct": found["correct"].float()}
+        rows.append(pd.DataFrame(columns).assign(**row))
+    return pd.concat(rows, ignore_index=True)
+
+
+def perturb(
+    clips: Tensor,
+    maps: Tensor,
+    ratio: float,
+    operation: str = "keep",
+    removal: Removal | str = "black",
+) -> Tensor:
+    """Keep, or remove, the share ``ratio`` of each clip's voxels that its map ranks highest.
+
+    ``clips`` (N, 3, T, H, W), ``maps`` (N, T, H, W) -> (N, 3, T, H, W). The order is global over a
+    clip; voxels that tie keep their raster order, so that the count is exact.
+    """
+    check_clips(clips)
+    tensor("maps", maps, "(N, T, H, W)")
+    require(maps.shape == clips[:, 0].shape, "maps", tuple(maps.shape), tuple(clips[:, 0].shape))
+    require(0 < ratio < 1, "ratio", ratio, "a share between 0 and 1")
+    one_of("operation", operation, ("keep", "remove"))
+    flat = maps.flatten(1)
+    highest = flat.argsort(dim=1, descending=True, stable=True)[:, : round(ratio * flat.shape[1])]
+    marked = torch.zeros_like(flat).scatter_(1, highest, 1.0).view_as(maps)
+    return removals.named(removal).apply(clips, marked if operation == "keep" else 1 - marked)
+
+
+class Perturbed(torch.utils.data.Dataset):
+    """Clips of a `Batch`, perturbed once, as a dataset of stepkit."""
+
+    def __init__(self, given: Batch, maps: Tensor, ratio: float, operation, removal, split: str):
+        self.clips = perturb(given.clips, maps, ratio, operation, removal)
+        self.targets, self.ids = given.targets, given.ids
+        self.classes = range(int(given.targets.max()) + 1)
+        self.name, self.split = f"{operation} {ratio:g}", split
+        self.frames, self.size = self.clips.shape[2], tuple(self.clips.shape[-2:])
+        self.seed = self.epoch = 0
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> Sample:
+        return Sample(self.clips[i], int(self.targets[i]), self.ids[i], boxes=[])
