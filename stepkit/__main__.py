@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser; it imports nothing, so that ``--help`` comes at once."""
+    """Return the parser of the command line."""
     top = argparse.ArgumentParser(prog="stepkit", description="A paper that runs.")
     top.add_argument("--version", action="version", version=f"stepkit {version('stepkit')}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -1,19 +1,50 @@
 """What the notebooks share: data, models, maps and scores of one run, made once, found again."""
 
+import hashlib
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
 from stepkit.data import Batch, batch, load_dataset
-from stepkit.files import write_whole
+from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
+from stepkit.models import probability
 from stepkit.training import QUICK, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
+UNPERTURBED = "_unperturbed"
+PAPER_METHODS = [  # in the order of Table V
+    "random",
+    "gradient_x_input",
+    "gradient",
+    "integrated_gradients",
+    "smoothgrad",
+    "smoothgrad_squared",
+    "blur_ig",
+    "xrai",
+    "excitation_backprop",
+    "grad_cam",
+    "step",
+]
+_POINTS = {"integrated_gradients": "steps", "blur_ig": "steps", "xrai": "steps"}
+_POINTS |= {"smoothgrad": "samples", "smoothgrad_squared": "samples"}
+
+
+def options(methods: list[str], preset: str, points: int, removal="blur") -> dict[str, dict]:
+    """Return each method's options: STEP's preset, and at how many points gradients are averaged.
+
+    ``methods`` may be empty: the paper's eleven. ``removal`` is STEP's.
+    """
+    masks = {"preset": preset, "removal": removal}
+    chosen = {method: {} for method in methods or PAPER_METHODS}
+    chosen |= {m: masks for m in ("step", "extremal_perturbation") if m in chosen}
+    return chosen | {m: {name: points} for m, name in _POINTS.items() if m in chosen}
 
 
 @dataclass
@@ -87,17 +118,22 @@ class Experiment:
         return batch(test, range(min(self.clips, len(test))))
 
     def fit(self, model: str, dataset: str) -> tuple[nn.Module, pd.DataFrame, str]:
-        """Return a trained model, its history and its origin; see `stepkit.training.fit`."""
+        """Return a trained model, its history and its origin; see `stepkit.training.fit`.
+
+        ``model`` may end in "_unperturbed": trained without removal as augmentation.
+        """
         key = model, dataset
         if key not in self._models:
-            recipe = quick(model, dataset)
-            epochs = self.epochs or recipe.epochs
+            name = model.removesuffix(UNPERTURBED)
+            recipe = quick(name, dataset)
+            share = recipe.removal_share if name == model else 0.0
+            recipe = replace(recipe, batch_size=self.batch_size, removal_share=share)
             self._models[key] = fit(
-                model,
+                name,
                 self.dataset(dataset, "train"),
                 self.dataset(dataset, "val"),
                 self.folder / "models" / f"{model}_{dataset}",
-                replace(recipe, epochs=epochs, batch_size=self.batch_size),
+                replace(recipe, epochs=self.epochs or recipe.epochs),
                 seed=self.seed,
                 shipped=not self.retrain,
                 progress=self.progress,
@@ -117,14 +153,18 @@ class Experiment:
         return self.keep(pd.concat(rows, ignore_index=True), "accuracy")
 
     def explain(self, method: str, model: str, dataset: str, **options) -> dict:
-        """Return the maps of the test clips (and STEP's masks); see `stepkit.sweep.explain`."""
+        """Return the maps of the test clips (and STEP's masks); see `stepkit.sweep.explain`.
+
+        ``"step@cylinder"`` is method ``"step"`` with ``options`` that deserve a name and a folder.
+        """
         test = self.dataset(dataset)
         return sweep.explain(
-            method,
+            method.partition("@")[0],
             self.fit(model, dataset)[0],
             test,
             self.folder / "maps",
             model_name=model,
+            folder=method,
             n=min(self.clips, len(test)),
             seed=self.seed,
             progress=self.progress,
@@ -158,38 +198,114 @@ class Experiment:
         self.keep(table, f"cost_{model}_{dataset}")
         return maps, table.set_index("method").assign(refused=table["refused"].fillna("").values)
 
-    def insertion(
-        self, methods: dict[str, dict], models: list[str], datasets: list[str], **options
-    ) -> pd.DataFrame:
-        """Score methods by insertion and deletion AUC; one row per clip, method, model, dataset.
+    def curves(
+        self, methods: dict[str, dict], model: str, dataset: str, **options
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return the insertion and deletion curves (N, L+1) of each method, found again or made.
 
         ``methods`` gives each method's options; ``options`` are those of
         `stepkit.metrics.auc_metrics`. The baseline is the mean colour of the dataset's training
-        clips, as in the paper.
+        clips, as in the paper, unless one is given.
+        """
+        maps = {m: self.explain(m, model, dataset, **kw)["maps"] for m, kw in methods.items()}
+        shown, network = self.batch(dataset), self.fit(model, dataset)[0]
+        baseline = removal.named(options.pop("baseline", None) or self.mean_colour(dataset))
+        made_of = fingerprint(shown.clips, shown.targets, *network.state_dict().values())
+        facts = f"{sorted(options.items())} {baseline.name} {made_of}"
+        unit = options.get("unit", "patch")
+        found, keys, todo = {}, {}, {}
+        for method, given in maps.items():
+            path = self.folder / "curves" / dataset / model / unit / f"{method}.safetensors"
+            keys[method] = (
+                path,
+                hashlib.sha256(f"{facts} {fingerprint(given)}".encode()).hexdigest(),
+            )
+            found[method] = read_tensors(*keys[method])
+            if found[method] is None:
+                todo[method] = given
+        if todo:
+            where = network, shown.clips, todo, shown.targets
+            options |= {"baseline": baseline, "progress": self.progress}
+            curves = metrics.auc_metrics(*where, ("cm_insertion", "cm_deletion"), **options)
+            for method in todo:
+                kinds = {"insertion": "cm_insertion", "deletion": "cm_deletion"}
+                found[method] = {kind: curves[name][method].curve for kind, name in kinds.items()}
+                write_tensors(*keys[method], found[method])
+        return found
+
+    def mean_colour(self, dataset: str) -> removal.Removal:
+        """Return the removal that paints with the mean colour of the training clips (§V-C)."""
+        train = self.dataset(dataset, "train")
+        return removal.mean(batch(train, range(0, len(train), max(1, len(train) // 64))).clips)
+
+    def auc(
+        self,
+        methods: dict[str, dict],
+        models: list[str],
+        datasets: list[str],
+        units: tuple[str, ...] = ("patch",),
+        name: str = "auc",
+        **options,
+    ) -> pd.DataFrame:
+        """Score methods by insertion and deletion AUC (Table V); kept as ``scores/<name>.csv``.
+
+        One row per dataset, model, unit, method and clip: ``insertion``, ``deletion``. Arguments
+        as for `curves`.
         """
         rows = []
-        for dataset in datasets:
+        for dataset, model, unit in itertools.product(datasets, models, units):
+            names = {"dataset": dataset, "model": model, "unit": unit}
+            curves = self.curves(methods, model, dataset, unit=unit, **options)
+            for method, found in curves.items():
+                scores = {kind: metrics.auc(curve) for kind, curve in found.items()}
+                scores = {"method": method, "clip": self.batch(dataset).ids, **scores}
+                rows.append(pd.DataFrame(scores).assign(**names))
+        return self.keep(pd.concat(rows, ignore_index=True), name)
+
+    def located(
+        self, methods: dict[str, dict], models: list[str], datasets: list[str]
+    ) -> pd.DataFrame:
+        """Score methods by the pointing game (Table VI) and, where pixels are known, by those.
+
+        One row per dataset, model, method and clip: ``hit`` (share of the frames with a box),
+        ``mass``, ``iou``; ``boxed`` is the share of the clip's frames that have a box.
+        """
+        rows = []
+        for dataset, model, method in itertools.product(datasets, models, methods):
             shown = self.batch(dataset)
-            train = self.dataset(dataset, "train")
-            seen = batch(train, range(0, len(train), max(1, len(train) // 64)))
-            options["baseline"] = removal.mean(seen.clips)
-            for model in models:
-                maps = {
-                    method: self.explain(method, model, dataset, **settings)["maps"]
-                    for method, settings in methods.items()
-                }
-                where = self.fit(model, dataset)[0], shown.clips, maps, shown.targets
-                curves = metrics.auc_metrics(*where, **options)
-                unit = options.get("unit", "patch")
-                for method in methods:
-                    scores = {
-                        "clip": shown.ids,
-                        "insertion": curves["cm_insertion"][method].auc,
-                        "deletion": curves["cm_deletion"][method].auc,
-                    }
-                    names = {"dataset": dataset, "model": model, "method": method}
-                    rows.append(pd.DataFrame(scores).assign(**names, unit=unit))
-        return self.keep(pd.concat(rows, ignore_index=True), "insertion")
+            maps = self.explain(method, model, dataset, **methods[method])["maps"]
+            pointing = metrics.pointing_game(maps, shown.boxes)
+            scores = {"clip": shown.ids, "hit": pointing.by_clip}
+            scores["boxed"] = pointing.boxed.float().mean(1)
+            if shown.masks is not None:
+                scores["mass"] = metrics.relevance_mass(maps, shown.masks)
+                scores["iou"] = metrics.iou(maps, shown.masks)
+            names = {"dataset": dataset, "model": model, "method": method}
+            rows.append(pd.DataFrame(scores).assign(**names))
+        return self.keep(pd.concat(rows, ignore_index=True), "located")
+
+    def smallest_masks(
+        self, models: list[str], datasets: list[str], settings: dict
+    ) -> pd.DataFrame:
+        """Compare what STEP's smallest mask keeps with the whole clip, where the pixels are known.
+
+        One row per dataset, model and clip: Φ of the clip, Φ of what the smallest area keeps,
+        whether that is ``higher``, the share of the mask ``on evidence``, and ``chance``.
+        """
+        rows = []
+        for dataset, model in itertools.product(datasets, models):
+            shown = self.batch(dataset)
+            found = self.explain("step", model, dataset, **settings)
+            with torch.no_grad():
+                phi = probability(self.fit(model, dataset)[0](shown.clips), shown.targets)
+            kept = found["probabilities"][:, 0]
+            mass = metrics.relevance_mass(found["masks"][:, 0], shown.masks)
+            chance = shown.masks.float().mean((1, 2, 3))
+            names = {"dataset": dataset, "model": model}
+            columns = {"clip": shown.ids, "Φ clip": phi, "Φ smallest mask": kept}
+            columns |= {"higher": (kept > phi).float(), "on evidence": mass, "chance": chance}
+            rows.append(pd.DataFrame(columns).assign(**names))
+        return pd.concat(rows, ignore_index=True)
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table to ``scores/<name>.csv`` of the run, and return it."""

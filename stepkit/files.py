@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -30,3 +32,21 @@ def fingerprint(*tensors: Tensor) -> str:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def write_tensors(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a ``.safetensors`` file, whole, with ``key``, the hash of what made them."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda partial: save_file(tensors, partial, {"key": key}))
+
+
+def read_tensors(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return what a file of this key holds; None where there is none that is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (FileNotFoundError, SafetensorError):
+        return None

@@ -89,6 +89,88 @@ def _interval(values: np.ndarray) -> np.ndarray:
     return np.percentile(counts @ values / n, [2.5, 97.5], axis=0)
 
 
+def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, title=None) -> Figure:
+    """Plot a table of means with intervals: a panel per outer group, a row per inner one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``mean, low, high``, and ``paper`` where the paper prints a number; indexed by three
+        levels: panel, marker, row, such as dataset, model, method.
+    xlabel : str
+        What is measured.
+    zero : bool
+        Draw a line at 0.
+    title : str, optional
+        Above the picture.
+
+    Returns
+    -------
+    Figure
+        Dots with their intervals; a cross where the paper prints a number.
+    """
+    fits = isinstance(table.index, pd.MultiIndex) and table.index.nlevels == 3
+    checks.require(fits, "table", f"{table.index.nlevels} index levels", "panel, marker, row")
+    panels, marks, rows = (list(dict.fromkeys(table.index.get_level_values(i))) for i in range(3))
+    height = 0.9 + max(1.6, 0.13 * len(rows) * (len(marks) + 1))
+    figure = Picture(figsize=(9, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    apart = 0.7 / max(1, len(marks))
+    for ax, panel in zip(axes, panels, strict=True):
+        for i, mark in enumerate(marks):
+            known = [row for row in rows if (panel, mark, row) in table.index]
+            part = table.loc[[(panel, mark, row) for row in known]]
+            y = np.array([rows.index(row) for row in known]) + apart * (i - (len(marks) - 1) / 2)
+            style = {"color": COLOURS[i % 7], "markersize": 4.5, "linewidth": 1.2}
+            ax.hlines(y, part["low"], part["high"], color=COLOURS[i % 7], linewidth=1.2)
+            ax.plot(part["mean"], y, MARKERS[i % 9], **style, label=str(mark).replace("_", " "))
+            if "paper" in part and part["paper"].notna().any():
+                style |= {"label": f"{mark} in the paper".replace("_", " "), "alpha": 0.6}
+                ax.plot(part["paper"], y, "x", **style)
+        if zero:
+            ax.axvline(0, color="0.4", linewidth=0.8)
+        ax.set_yticks(range(len(rows)), [str(row).replace("_", " ") for row in rows])
+        _dress(ax, xlabel, str(panel))
+        ax.margins(x=0.04)
+    axes[0].invert_yaxis()
+    figure.suptitle(title or "", fontsize=FONT, x=0, ha="left")
+    _legend(figure, axes[0], "")
+    return figure
+
+
+def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
+    """Plot one column of a table against another, a marker for each value of an index level.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Two columns; the first goes along the horizontal axis.
+    label : str
+        The level of the index that tells the markers apart.
+    title : str, optional
+        Above the picture.
+
+    Returns
+    -------
+    Figure
+        With Pearson's r of all points in the legend's title, if there are three or more.
+    """
+    checks.require(table.shape[1] == 2, "table", f"{table.shape[1]} columns", "two")
+    checks.require(len(table) > 0, "table", "no row", "at least one")
+    across, up = table.columns
+    figure = Picture(figsize=(6, 3.6), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    for i, (name, part) in enumerate(table.groupby(label, sort=False)):
+        style = {"color": COLOURS[i % 7], "linestyle": "", "label": str(name)}
+        ax.plot(part[across], part[up], MARKERS[i % 9], **style)
+    _dress(ax, across, title)
+    ax.margins(x=0.05)
+    ax.set_ylabel(up, fontsize=FONT)
+    r = table[across].corr(table[up]) if len(table) > 2 else math.nan
+    _legend(figure, ax, "" if math.isnan(r) else f"r = {r:.2f} of\n{len(table)} points")
+    return figure
+
+
 def plot_history(history, areas=None) -> Figure:
     """Plot how STEP's optimisation went: probability, area loss and core loss, a line per area.
 

@@ -91,4 +91,17 @@ def verdict(gaps: pd.DataFrame) -> pd.Series:
     return words.mask(gaps["low"] > 0, "higher").mask(gaps["high"] < 0, "lower")
 
 
+HOLDS = {"higher": "holds", "lower": "does not hold", "undecided": "undecided"}
+
+
+def against_best(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Keep, of each group of `differences`, the row of the strongest other method.
+
+    It is the one that leaves the smallest mean difference; its name becomes column ``against``.
+    """
+    by = [name for name in gaps.index.names if name != "method"]
+    rows = gaps.reset_index("method").rename(columns={"method": "against"})
+    return rows.sort_values("mean", kind="stable").groupby(by, sort=False).head(1).sort_index()
+
+
 _COLUMNS = ["mean", "low", "high", "n"]

@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -20,7 +18,7 @@ from stepkit.attribution import attribute, heatmap, step
 from stepkit.attribution.cost import measured
 from stepkit.checks import require
 from stepkit.data.sample import collate
-from stepkit.files import fingerprint, write_whole
+from stepkit.files import fingerprint, read_tensors, write_tensors
 
 CHUNK = 16  # perturbed copies of one clip that go through the network together
 
@@ -32,6 +30,7 @@ def explain(
     out: str | Path,
     *,
     model_name: str,
+    folder: str = "",
     n: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -51,6 +50,8 @@ def explain(
         The run's folder of maps.
     model_name : str
         Names the folder; what the model *is* enters by a hash of its weights.
+    folder : str
+        Names the innermost folder; the method by default. For several sets of options.
     n : int, optional
         Clips, all by default.
     batch_size : int
@@ -70,22 +71,21 @@ def explain(
     """
     n = len(dataset) if n is None else n
     require(0 < n <= len(dataset), "n", n, f"1..{len(dataset)} clips")
-    folder = Path(out) / dataset.name / model_name / method
-    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(out) / dataset.name / model_name / (folder or method)
     weights = fingerprint(*model.state_dict().values())
     found: list[dict] = []
     bar = tqdm(total=n, desc=f"{method}, {dataset.name}", disable=not progress, leave=False)
     for start in range(0, n, batch_size):
         samples = [dataset[i] for i in range(start, min(start + batch_size, n))]
         keys = [_key(sample, weights, method, options, seed) for sample in samples]
-        paths = [folder / f"{sample.id}.safetensors" for sample in samples]
-        results = [_read(path, key) for path, key in zip(paths, keys, strict=True)]
+        paths = [place / f"{sample.id}.safetensors" for sample in samples]
+        results = [read_tensors(path, key) for path, key in zip(paths, keys, strict=True)]
         todo = [i for i, result in enumerate(results) if result is None]
         if todo:
             # the whole batch: rounding depends on what a clip is batched with
             made = _make(method, model, samples, batch_size, seed, options)
             for i in todo:
-                _write(paths[i], keys[i], made[i])
+                write_tensors(paths[i], keys[i], made[i])
                 results[i] = made[i]
         found += results
         bar.update(len(samples))
@@ -111,10 +111,9 @@ def measure(
     """
     sample = dataset[i]
     folder = Path(out) / dataset.name / model_name / method
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sample.id}_alone.safetensors"
     key = _key(sample, fingerprint(*model.state_dict().values()), method, options, seed)
-    found = _read(path, key)
+    found = read_tensors(path, key)
     if found is None:
 
         def alone(*_):
@@ -122,7 +121,7 @@ def measure(
 
         made, cost = measured(alone, model, sample.clip[None])
         found = made | {name: torch.tensor(value) for name, value in cost.items()}
-        _write(path, key, found)
+        write_tensors(path, key, found)
     cost = {name: found[name].item() for name in ("seconds", "forward", "backward")}
     return found["maps"], cost
 
@@ -164,19 +163,3 @@ def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, T
         )
         named = {"maps": maps}
     return [{name: values[i] for name, values in named.items()} for i in range(len(samples))]
-
-
-def _read(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return what a file of this key holds; None where there is none that is whole."""
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (FileNotFoundError, SafetensorError):
-        return None
-
-
-def _write(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda partial: save_file(tensors, partial, {"key": key}))

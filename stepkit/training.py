@@ -262,11 +262,11 @@ def fit(
         ``"shipped"`` or ``"trained here"``.
     """
     model = load_model(name, len(dataset.classes), seed=seed)
-    checkpoint = WEIGHTS / f"{name}_{dataset.name}.safetensors"
     run = describe(model, dataset, recipe, seed)
-    if shipped and checkpoint.is_file() and _made_by(checkpoint) == run:
-        history = pd.read_csv(checkpoint.with_suffix(".csv"))
-        return load_weights(model, checkpoint), history, "shipped"
+    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if shipped else ():
+        if _made_by(checkpoint) == run:
+            history = pd.read_csv(checkpoint.with_suffix(".csv"))
+            return load_weights(model, checkpoint), history, "shipped"
     history = train(model, dataset, validation, out, recipe, seed=seed, **options)
     return model.eval(), history, "trained here"
 

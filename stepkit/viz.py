@@ -281,6 +281,39 @@ def show(
     return figure
 
 
+def show_clips(clips: Mapping[str, Tensor], *, boxes=None, frames=5, title=None) -> Figure:
+    """Draw frames of several clips of equal size, one below the other.
+
+    Parameters
+    ----------
+    clips : dict of str to Tensor
+        By label, float32 (3, T, H, W), normalised.
+    boxes, frames, title
+        As for `show`; the boxes are drawn on every clip.
+
+    Returns
+    -------
+    Figure
+
+    Examples
+    --------
+    >>> clip = torch.zeros(3, 8, 56, 56)
+    >>> figure = show_clips({"before": clip, "after": clip + 1})
+    """
+    checks.require(len(clips) > 0, "clips", "none", "at least one")
+    films = {name: _inputs(clip, {}, boxes, None) for name, clip in clips.items()}
+    sizes = {films[name][0].shape for name in films}
+    checks.require(len(sizes) == 1, "clips", f"sizes {sorted(sizes)}", "clips of one size")
+    rgb, _, boxes = next(iter(films.values()))
+    columns = _columns(frames, len(rgb))
+    labels = ["\n".join(textwrap.wrap(str(name).replace("_", " "), 14)) for name in films]
+    figure, axes = _grid(labels, columns, rgb.shape[1:3], title, right=10)
+    for line, (film, _, _) in zip(axes, films.values(), strict=True):
+        for ax, t in zip(line, columns, strict=True):
+            _draw(ax, film[t], boxes[t], 1.6)
+    return figure
+
+
 def _columns(frames, count: int) -> list[int]:
     """Return the indices of the frames to draw."""
     if isinstance(frames, int):

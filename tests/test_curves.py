@@ -545,6 +545,17 @@ def test_each_of_several_clips_has_its_own_target(several):
             torch.testing.assert_close(curve, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_picture_of_a_step_is_what_the_network_was_shown(problem, operation):
+    _, clips, maps, _ = problem
+    model = Recorder()
+    OPERATIONS[operation](model, clips[:1], maps[:1], 0, steps=6, patch=2, baseline="black")
+    for step in range(7):
+        words = {"operation": operation, "patch": 2, "baseline": "black"}
+        picture = curves.perturbed(clips[0], maps[0], step / 6, **words)
+        assert any(picture.equal(shown) for shown in model.seen[1:]), step
+
+
 # ---------------------------------------------------------------------------------------- manners
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import reference
 import torch
+from scipy.stats import spearmanr
 
 import stepkit as sk
-from stepkit.metrics import reliability
+from stepkit.metrics import agreement, reliability, reliability_gap, reliability_table
 
 
 def draw(N, M, seed=0, values=None):
@@ -237,3 +238,64 @@ def test_a_wrong_argument_is_refused_by_name(change, error, message):
     call = {"scores": [[1.0, 2.0], [3.0, 4.0]], "random_scores": [0.0, 1.0]} | change
     with pytest.raises(error, match="^" + message):
         reliability(**call)
+
+
+# ------------------------------------------------------------------------------- tables of scores
+
+
+def scores_of(values, dataset="a"):
+    """A long table; ``values`` method -> (insertions, deletions) per clip."""
+    rows = [
+        {"dataset": dataset, "clip": f"{dataset}{n}", "method": m, "insertion": i, "deletion": d}
+        for m, pair in values.items()
+        for n, (i, d) in enumerate(zip(*pair, strict=True))
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    made = {m: rng.random((2, 8)) for m in ("x", "random", "y", "z")}
+    made["x"][0] += 1  # insertion: always the best
+    return pd.concat([scores_of(made), scores_of({m: v[:, ::-1] for m, v in made.items()}, "b")])
+
+
+def test_a_table_of_alphas_is_that_of_each_group(table):
+    found = reliability_table(table, ["dataset"])
+    assert list(found.index) == [(d, m) for d in "ab" for m in ("insertion", "deletion")]
+    for (dataset, metric), row in found.iterrows():
+        part = table[table["dataset"] == dataset]
+        wide = part.pivot(index="clip", columns="method", values=metric)
+        lower = metric == "deletion"
+        expected = reliability(wide[["x", "y", "z"]], wide["random"], lower_is_better=lower)
+        assert row["mean"] == pytest.approx(expected.alpha)
+        assert (row["low"], row["high"]) == pytest.approx(expected.interval)
+
+
+def test_the_gap_of_two_alphas_is_taken_on_the_same_clips(table):
+    both = reliability_table(table, ["dataset"])["mean"].unstack("metric")
+    gap = reliability_gap(table, ["dataset"])
+    assert gap["mean"].tolist() == pytest.approx(list(both["insertion"] - both["deletion"]))
+    assert (gap["low"] <= gap["mean"]).all()
+    assert (gap["mean"] <= gap["high"]).all()
+    # a metric and its mirror image: no gap, and none in any bootstrap sample
+    mirrored = table.assign(deletion=-table["insertion"])
+    assert reliability_gap(mirrored, ["dataset"]).to_numpy().tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_agreement_with_the_truth_is_spearmans_rho_clip_by_clip():
+    insertion = [[0.9, 0.1], [0.5, 0.2], [0.1, 0.3]]
+    methods = ("x", "y", "random")
+    scores = scores_of({m: (row, row) for m, row in zip(methods, insertion, strict=True)})
+    mass = pd.DataFrame({"method": methods, "mass": [0.3, 0.2, 0.1]})
+    truth = pd.concat([mass.assign(dataset="a", clip=clip) for clip in ("a0", "a1")])
+    found = agreement(scores, truth, ["dataset"], "mass").set_index(["metric", "clip"])["rho"]
+    expected = {
+        (m, f"a{n}"): sign * spearmanr([row[n] for row in insertion], mass["mass"]).statistic
+        for m, sign in (("insertion", 1), ("deletion", -1))
+        for n in range(2)
+    }
+    assert found.to_dict() == pytest.approx(expected)
+    flat = agreement(scores.assign(insertion=0.0), truth, ["dataset"], "mass")
+    assert flat[flat["metric"] == "insertion"]["rho"].isna().all()

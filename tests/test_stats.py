@@ -134,3 +134,13 @@ def test_written_intervals():
     table = pd.DataFrame({"mean": [0.714], "low": [0.65], "high": [0.771]}, index=["step"])
     assert stats.written(table).to_dict() == {"step": "0.71 [0.65, 0.77]"}
     assert stats.written(table, 1).to_dict() == {"step": "0.7 [0.7, 0.8]"}
+
+
+def test_the_strongest_other_method_leaves_the_smallest_difference():
+    index = pd.MultiIndex.from_product([["a", "b"], ["x", "y"]], names=["dataset", "method"])
+    means = [0.2, -0.1, 0.3, 0.4]
+    gaps = pd.DataFrame({"mean": means, "low": means, "high": means, "n": 5.0}, index)
+    found = stats.against_best(gaps)
+    assert found["against"].to_dict() == {"a": "y", "b": "x"}
+    assert found["mean"].to_dict() == {"a": -0.1, "b": 0.3}
+    assert stats.verdict(found).map(stats.HOLDS).tolist() == ["does not hold", "holds"]

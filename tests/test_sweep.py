@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from stepkit import files as whole_files
 from stepkit import sweep
 from stepkit.attribution import attribute
 from stepkit.data import Synthetic, batch
@@ -118,7 +119,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, model, data, monkeypatch
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweep, "save_file", full)
+    monkeypatch.setattr(whole_files, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         explain("gradient", model, data, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,5 +1,8 @@
 """What a method costs, and Table I by trying."""
 
+import runpy
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +12,7 @@ from stepkit import attribute, methods
 from stepkit.attribution.cost import counted, measured
 from stepkit.attribution.trial import TRIED, Plain, Tapped, clips, row, unmodified_rule
 
+ROOT = Path(__file__).parents[1]
 METHODS = list(methods().index)
 
 
@@ -82,3 +86,8 @@ def test_the_table_shows_what_was_tried():
     assert table.loc["gradient", ["unmodified rule", "all networks", "unreduced resolution"]].all()
     assert not table.loc["grad_cam", "unreduced resolution"]
     assert "CNN-RNN" in table.loc["step", "works on"]
+
+
+def test_the_page_of_methods_is_up_to_date():
+    tool = runpy.run_path(str(ROOT / "tools" / "methods.py"))
+    assert tool["PAGE"].read_text("utf-8") == tool["page"](), "run python tools/methods.py"

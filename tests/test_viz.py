@@ -12,6 +12,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from stepkit import plots, viz
 from stepkit.clips import normalise
 from stepkit.plots import plot_curves, plot_history
 from stepkit.viz import display, frames_rgb, save_video, show
@@ -516,3 +517,66 @@ def test_errors_of_history(history):
         plot_history(history.drop(columns="core_loss"))
     with pytest.raises(ValueError, match="history: got no row"):
         plot_history(history[:0])
+
+
+# ------------------------------------------------------------------------------ tables as pictures
+
+
+@pytest.fixture
+def table():
+    index = pd.MultiIndex.from_product([["d1", "d2"], ["m1", "m2"], ["step", "grad_cam"]])
+    mean = np.linspace(0.1, 0.8, 8)
+    return pd.DataFrame({"mean": mean, "low": mean - 0.05, "high": mean + 0.1}, index)
+
+
+def test_intervals_are_drawn_at_their_values(table):
+    figure = plots.plot_intervals(table.drop(("d2", "m2", "step")), xlabel="AUC", zero=True)
+    first, second = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["d1", "d2"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["step", "grad cam"]
+    dots = [line.get_xdata().tolist() for line in first.lines[:2]]
+    np.testing.assert_allclose(dots, [[0.1, 0.2], [0.3, 0.4]])
+    assert second.lines[1].get_xdata().tolist() == pytest.approx([0.8])
+    spans = first.collections[0].get_segments()
+    np.testing.assert_allclose([s[:, 0] for s in spans], [[0.05, 0.2], [0.15, 0.3]])
+
+
+def test_the_papers_numbers_are_crosses(table):
+    figure = plots.plot_intervals(table.assign(paper=table["mean"] / 2), xlabel="AUC")
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["m1", "m1 in the paper", "m2", "m2 in the paper"]
+
+
+def test_pairs_have_a_marker_each_and_their_correlation(table):
+    pairs = pd.DataFrame(
+        {"α": [0.1, 0.2, 0.3], "ρ": [0.3, 0.2, 0.1]}, pd.Index(list("aab"), name="k")
+    )
+    figure = plots.plot_pairs(pairs, label="k")
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 1]
+    assert "r = -1.00" in figure.legends[0].get_title().get_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: plots.plot_intervals(t.droplevel(0), xlabel="x"), "^table: got 2"),
+        (lambda t: plots.plot_pairs(t, label="x"), "^table: got 3 columns"),
+        (lambda t: plots.plot_pairs(t[["low", "high"]].iloc[:0], label="x"), "^table: got no row"),
+    ],
+)
+def test_errors_of_tables(table, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(table)
+
+
+def test_several_clips_below_each_other(clip):
+    figure = viz.show_clips({"before": clip, "a_long name of it": -clip}, frames=3)
+    assert len(figure.axes) == 6
+    assert figure.axes[3].get_ylabel() == "a long name of\nit"
+    shown = [figure.axes[i].images[0].get_array() for i in (0, 3)]
+    assert abs(shown[0].astype(float) - shown[1]).mean() > 0.1
+
+
+def test_clips_of_different_sizes_are_refused(clip):
+    with pytest.raises(ValueError, match=r"^clips: got sizes"):
+        viz.show_clips({"a": clip, "b": clip[:, :-1]})

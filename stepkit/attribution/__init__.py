@@ -52,6 +52,7 @@ class Method:
     family: str
     needs: str
     source: str
+    resolution: str
 
 
 def attribute(
@@ -144,14 +145,14 @@ def methods() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Indexed by id: ``label``, ``family``, ``needs``, ``source``; found by trying
+        Indexed by id: ``label``, ``family``, ``needs``, ``source``, and the ``resolution`` that a
+        map has by itself, in space and time; found by trying
         (`stepkit.attribution.trial`): the kinds of network that it ``works on``, Table I's
         ``unmodified rule``, ``all networks`` and ``unreduced resolution``, ``forward`` and
         ``backward`` passes per clip with default options; and the method's ``options``.
     """
     rows = {
-        name: {"label": m.label, "family": m.family, "needs": m.needs, "source": m.source}
-        for name, m in _METHODS.items()
+        name: {column: getattr(m, column) for column in _COLUMNS} for name, m in _METHODS.items()
     }
     options = {name: ", ".join(_options(m.run)) for name, m in _METHODS.items()}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
@@ -169,6 +170,7 @@ def _options(run) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN]
 
 
+_COLUMNS = ("label", "family", "needs", "source", "resolution")
 _GIVEN = ("seeds", "batch_size", "bar")  # what `attribute` hands to a method that asks for it
 
 
@@ -190,63 +192,138 @@ def _random(model, clips: Tensor, targets: Tensor, *, seeds) -> Tensor:
 
 
 _METHODS = {  # in the order of Table I
-    "random": Method(_random, "Random", "control", "nothing", "§V-B"),
-    "gradient": Method(gradient, "Gradient", "gradient", "gradient", "Eq. 22; Simonyan 2014"),
+    "random": Method(_random, "Random", "control", "nothing", "§V-B", "pixel, frame"),
+    "gradient": Method(
+        gradient, "Gradient", "gradient", "gradient", "Eq. 22; Simonyan 2014", "pixel, frame"
+    ),
     "integrated_gradients": Method(
         integrated_gradients,
         "Integrated Gradients",
         "gradient",
         "gradient",
         "Eq. 24; Sundararajan 2017",
+        "pixel, frame",
     ),
-    "smoothgrad": Method(smoothgrad, "SmoothGrad", "gradient", "gradient", "Eq. 25; Smilkov 2017"),
+    "smoothgrad": Method(
+        smoothgrad, "SmoothGrad", "gradient", "gradient", "Eq. 25; Smilkov 2017", "pixel, frame"
+    ),
     "gradient_x_input": Method(
-        gradient_x_input, "Gradient × Input", "gradient", "gradient", "Eq. 23; Shrikumar 2016"
+        gradient_x_input,
+        "Gradient × Input",
+        "gradient",
+        "gradient",
+        "Eq. 23; Shrikumar 2016",
+        "pixel, frame",
     ),
-    "deconvnet": Method(deconvnet, "DeConvNet", "backprop", "gradient, ReLU", "Zeiler 2014"),
+    "deconvnet": Method(
+        deconvnet, "DeConvNet", "backprop", "gradient, ReLU", "Zeiler 2014", "pixel, frame"
+    ),
     "guided_backprop": Method(
-        guided_backprop, "Guided BP", "backprop", "gradient, ReLU", "Springenberg 2015"
+        guided_backprop,
+        "Guided BP",
+        "backprop",
+        "gradient, ReLU",
+        "Springenberg 2015",
+        "pixel, frame",
     ),
-    "lrp": Method(lrp, "LRP", "backprop", "gradient, layers with a rule", "Bach 2015"),
-    "deeplift": Method(deeplift, "DeepLIFT", "backprop", "gradient", "Shrikumar 2017"),
+    "lrp": Method(
+        lrp, "LRP", "backprop", "gradient, layers with a rule", "Bach 2015", "pixel, frame"
+    ),
+    "deeplift": Method(
+        deeplift, "DeepLIFT", "backprop", "gradient", "Shrikumar 2017", "pixel, frame"
+    ),
     "excitation_backprop": Method(
         excitation_backprop,
         "Excitation BP",
         "backprop",
         "activation, gradient, ReLU",
         "§V-B; Zhang 2018, Bargal 2018",
+        "cell and step of the layer",
     ),
     "smoothgrad_squared": Method(
-        smoothgrad_squared, "SmoothGrad-Squared", "gradient", "gradient", "Eq. 26; Hooker 2019"
+        smoothgrad_squared,
+        "SmoothGrad-Squared",
+        "gradient",
+        "gradient",
+        "Eq. 26; Hooker 2019",
+        "pixel, frame",
     ),
-    "xrai": Method(xrai, "XRAI", "gradient", "gradient", "§V-B; Kapishnikov 2019"),
-    "blur_ig": Method(blur_ig, "Blur IG", "gradient", "gradient", "Eq. 27; Xu 2020"),
-    "cam": Method(cam, "CAM", "activation", "activation, linear classifier", "Zhou 2016"),
+    "xrai": Method(xrai, "XRAI", "gradient", "gradient", "§V-B; Kapishnikov 2019", "supervoxel"),
+    "blur_ig": Method(
+        blur_ig, "Blur IG", "gradient", "gradient", "Eq. 27; Xu 2020", "pixel, frame"
+    ),
+    "cam": Method(
+        cam,
+        "CAM",
+        "activation",
+        "activation, linear classifier",
+        "Zhou 2016",
+        "cell and step of the layer",
+    ),
     "grad_cam": Method(
-        grad_cam, "Grad-CAM", "activation", "activation, gradient", "Eq. 28; Selvaraju 2017"
+        grad_cam,
+        "Grad-CAM",
+        "activation",
+        "activation, gradient",
+        "Eq. 28; Selvaraju 2017",
+        "cell and step of the layer",
     ),
     "grad_cam_pp": Method(
-        grad_cam_pp, "Grad-CAM++", "activation", "activation, gradient", "Chattopadhay 2018"
+        grad_cam_pp,
+        "Grad-CAM++",
+        "activation",
+        "activation, gradient",
+        "Chattopadhay 2018",
+        "cell and step of the layer",
     ),
-    "score_cam": Method(score_cam, "Score-CAM", "activation", "activation", "Wang 2020"),
-    "occlusion": Method(occlusion, "Occlusion", "perturbation", "forward", "Zeiler 2014"),
-    "lime": Method(lime, "LIME", "perturbation", "forward", "Ribeiro 2016"),
-    "rise": Method(rise, "RISE", "perturbation", "forward", "Petsiuk 2018"),
+    "score_cam": Method(
+        score_cam,
+        "Score-CAM",
+        "activation",
+        "activation",
+        "Wang 2020",
+        "cell and step of the layer",
+    ),
+    "occlusion": Method(
+        occlusion,
+        "Occlusion",
+        "perturbation",
+        "forward",
+        "Zeiler 2014",
+        "window, slid by half of it",
+    ),
+    "lime": Method(lime, "LIME", "perturbation", "forward", "Ribeiro 2016", "supervoxel"),
+    "rise": Method(
+        rise, "RISE", "perturbation", "forward", "Petsiuk 2018", "cell in space-time, smoothed"
+    ),
     "meaningful_perturbation": Method(
         meaningful_perturbation,
         "Meaningful Perturbation",
         "perturbation",
         "gradient",
         "Eq. 1; Fong 2017",
+        "cell of 4 px at 112, frame",
     ),
-    "i_gos": Method(i_gos, "I-GOS", "perturbation", "gradient", "Qi 2020"),
-    "fg_vis": Method(fg_vis, "FG-Vis", "perturbation", "gradient, activation", "Wagner 2019"),
+    "i_gos": Method(
+        i_gos, "I-GOS", "perturbation", "gradient", "Qi 2020", "cell of 4 px at 112, frame"
+    ),
+    "fg_vis": Method(
+        fg_vis, "FG-Vis", "perturbation", "gradient, activation", "Wagner 2019", "pixel, frame"
+    ),
     "extremal_perturbation": Method(
         extremal_perturbation,
         "Extremal Perturbation",
         "perturbation",
         "gradient",
         "Eq. 5; Fong 2019",
+        "disc of about 11 px at 112, frame",
     ),
-    "step": Method(step, "STEP", "perturbation", "gradient", "Eqs. 1-11; Li 2021"),
+    "step": Method(
+        step,
+        "STEP",
+        "perturbation",
+        "gradient",
+        "Eqs. 1-11; Li 2021",
+        "disc of about 11 px at 112, frame",
+    ),
 }

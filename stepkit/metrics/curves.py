@@ -194,6 +194,30 @@ def auc_metrics(
     return dict(zip(names, methods, strict=True))
 
 
+def perturbed(
+    clip: Tensor,
+    values: Tensor,
+    share: float,
+    operation: str = "insertion",
+    *,
+    patch: int | None = None,
+    baseline: Removal | str = "fade",
+) -> Tensor:
+    """Return what the network is shown once a ``share`` of the patches is inserted, or deleted.
+
+    ``clip`` (3, T, H, W), ``values`` (T, H, W) -> (3, T, H, W); most relevant first, see
+    `insertion`. The picture beside a curve (Fig. 4).
+    """
+    one_of("operation", operation, ("insertion", "deletion"))
+    require(0 <= share <= 1, "share", share, "between 0 and 1")
+    side = _patch(clip.shape[1:]) if patch is None else patch
+    labels = patches(clip.shape[1:], side)
+    ranks = unit_ranks(values.cpu(), labels)
+    first = (ranks < share * len(ranks))[labels].to(clip.device)
+    empty = removals.named(baseline).nothing(clip[None])[0]
+    return torch.where(first == (operation == "insertion"), clip, empty)
+
+
 def auc(curve: Tensor, rule: str = "mean") -> Tensor:
     """Return the area under curves (..., L+1): Eq. 19's mean over l = 1..L, or the trapezoid's."""
     one_of("rule", rule, ("mean", "trapezoid"))
@@ -247,8 +271,7 @@ def _perturb(
         require(fits, name, f"shape {tuple(given.shape)}", f"the clips' {tuple(frames)}")
     require(isinstance(steps, int) and steps >= 1, "steps", steps, "at least one")
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
-    if patch is None:
-        patch = max(1, round(7 * min(frames[2:]) / 112))
+    patch = _patch(frames[1:]) if patch is None else patch
     squares = patches(frames[1:], 1 if unit == "pixel" else patch)
     if unit == "superpixel":
         segments = int(squares[0].max()) + 1 if segments is None else segments
@@ -303,6 +326,11 @@ def _watch(model: nn.Module, shown: Iterable, batch_size: int) -> Tensor:
         clips, targets = map(torch.stack, zip(*batch, strict=True))
         phi.append(probability(model(clips), targets).float())
     return torch.cat(phi)
+
+
+def _patch(size: Sequence[int]) -> int:
+    """Return the side of the paper's patch, 7 pixels at 112, for frames of another size."""
+    return max(1, round(7 * min(size[1:]) / 112))
 
 
 def patches(size: Sequence[int], side: int) -> Tensor:

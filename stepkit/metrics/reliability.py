@@ -5,11 +5,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 from torch import Tensor
 
 from stepkit.checks import require
 
+METRICS = {"insertion": False, "deletion": True}  # column: is lower better?
 _BLOCK = 1_000_000  # counts of draws that are held at once; does not change the result
 
 
@@ -119,11 +121,104 @@ def reliability(
         said = f"of {len(A)} samples {counting} have a ranking and a method that beats random"
         warnings.warn(f"reliability: {said}; α is undefined (NaN)", stacklevel=2)
     alpha, interval = float(_alpha(np.ones((1, len(A))), wins, z)[0]), (math.nan, math.nan)
-    alphas = _resampled(wins, z, samples, seed) if counting > 2 else []
+    alphas = _resampled(wins, z, samples, seed) if counting > 2 else np.empty(0)
+    alphas = alphas[~np.isnan(alphas)]
     if len(alphas):
         low, high = np.quantile(alphas, [(1 - level) / 2, (1 + level) / 2])
         interval = (float(low), float(high))
     return Reliability(alpha, interval, weights, ranked)
+
+
+def reliability_table(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFrame:
+    """Return α of insertion and of deletion for each group of a table of scores (Fig. 3).
+
+    Parameters
+    ----------
+    scores : DataFrame
+        A row per clip and method: columns ``clip, method, insertion, deletion`` and those of
+        ``by``. The method ``"random"`` is what the others have to beat.
+    by : list of str
+        Columns, such as dataset, model and unit.
+    **options
+        Of `reliability`.
+
+    Returns
+    -------
+    DataFrame
+        ``mean`` (α), ``low``, ``high``, indexed by ``by`` and ``metric``.
+    """
+    rows = {}
+    for group, part in scores.groupby(by, sort=False):
+        for metric, lower in METRICS.items():
+            wide = part.pivot(index="clip", columns="method", values=metric)
+            chance = wide.pop("random")
+            found = reliability(wide, chance, lower_is_better=lower, **options)
+            low, high = found.interval
+            rows[(*group, metric)] = {"mean": found.alpha, "low": low, "high": high}
+    index = pd.MultiIndex.from_tuples(rows, names=[*by, "metric"])
+    return pd.DataFrame(list(rows.values()), index)
+
+
+def reliability_gap(
+    scores: pd.DataFrame, by: list[str], *, samples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Return α of insertion minus α of deletion, on the same bootstrap samples of the clips.
+
+    Arguments as for `reliability_table`. Columns ``mean, low, high``, a row per group.
+    """
+    rows = {}
+    for group, part in scores.groupby(by, sort=False):
+        alphas, drawn = [], []
+        for metric, lower in METRICS.items():
+            wide = part.pivot(index="clip", columns="method", values=metric)
+            chance = wide.pop("random").to_numpy()[:, None]
+            gain = chance - wide.to_numpy() if lower else wide.to_numpy() - chance
+            z, ranked = _standard_ranks(wide.to_numpy())
+            wins = (gain > 0).sum(1) * ranked.astype(float)
+            alphas.append(_alpha(np.ones((1, len(wide))), wins, z)[0])
+            drawn.append(_resampled(wins, z, samples, seed))
+        apart = drawn[0] - drawn[1]
+        apart = apart[~np.isnan(apart)]
+        low, high = np.quantile(apart, [0.025, 0.975]) if len(apart) else (math.nan, math.nan)
+        rows[group] = {"mean": alphas[0] - alphas[1], "low": low, "high": high}
+    index = pd.MultiIndex.from_tuples(rows, names=by)
+    return pd.DataFrame(list(rows.values()), index)
+
+
+def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    """Return how far each metric ranks the methods of a clip as the known evidence does.
+
+    Spearman's ρ, clip by clip, between a metric's scores of the methods (deletion negated) and
+    ``value`` of ``truth``, such as the share of a map's relevance inside the evidence. Not in the
+    paper, where no evidence is known.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As for `reliability_table`; random maps take part.
+    truth : DataFrame
+        A row per clip and method, with the columns of ``by`` that it has, and ``value``.
+    by : list of str
+        Columns of ``scores``.
+    value : str
+        A column of ``truth``.
+
+    Returns
+    -------
+    DataFrame
+        A row per group, metric and clip: ``by``, ``metric``, ``clip``, ``rho``; NaN where all
+        methods tie.
+    """
+    keys = [c for c in by if c in truth]
+    both = scores.merge(truth[[*keys, "clip", "method", value]], "left", [*keys, "clip", "method"])
+    rows = []
+    for (*group, clip), part in both.groupby([*by, "clip"], sort=False):
+        for metric, lower in METRICS.items():
+            columns = np.stack([part[metric] * (-1 if lower else 1), part[value]])
+            z, ranked = _standard_ranks(columns)
+            rho = z[0] @ z[1] if ranked.all() else math.nan
+            rows.append([*group, metric, clip, rho])
+    return pd.DataFrame(rows, columns=[*by, "metric", "clip", "rho"])
 
 
 def _numbers(argument: str, given) -> np.ndarray:
@@ -163,7 +258,7 @@ def _alpha(counts: np.ndarray, wins: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _resampled(wins: np.ndarray, z: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Return α of ``samples`` bootstrap samples, block by block, less those without a pair."""
+    """Return α of ``samples`` bootstrap samples, block by block; NaN for those without a pair."""
     rng, n, alphas = np.random.default_rng(seed), len(z), []
     size = max(1, _BLOCK // n)
     for start in range(0, samples, size):
@@ -171,5 +266,4 @@ def _resampled(wins: np.ndarray, z: np.ndarray, samples: int, seed: int) -> np.n
         drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
         alphas.append(_alpha(counts.astype(float), wins, z))
-    alphas = np.concatenate(alphas)
-    return alphas[~np.isnan(alphas)]
+    return np.concatenate(alphas)

@@ -135,8 +135,9 @@ def perturb(
     one_of("operation", operation, ("keep", "remove"))
     flat = maps.flatten(1)
     highest = flat.argsort(dim=1, descending=True, stable=True)[:, : round(ratio * flat.shape[1])]
-    marked = torch.zeros_like(flat).scatter_(1, highest, 1.0).view_as(maps)
-    return removals.named(removal).apply(clips, marked if operation == "keep" else 1 - marked)
+    marked = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, highest, True).view_as(maps)
+    empty = removals.named(removal).nothing(clips)
+    return torch.where((marked == (operation == "keep"))[:, None], clips, empty)
 
 
 class Perturbed(torch.utils.data.Dataset):

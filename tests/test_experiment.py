@@ -1,0 +1,110 @@
+"""What the notebooks share: found again where it was made, and as the library says by itself."""
+
+import pytest
+import torch
+
+import stepkit as sk
+from stepkit import metrics
+from stepkit.experiment import PAPER_METHODS, Experiment, options
+
+DATASET, MODEL = "appearance", "r2plus1d_narrow"
+CHEAP = {"random": {}, "gradient": {}, "grad_cam": {}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Experiment(str(tmp_path), clips=2)
+
+
+@pytest.fixture
+def nothing_new(monkeypatch):
+    """Call it, and whatever would be computed again fails."""
+
+    def forbid():
+        monkeypatch.setattr(sk.sweep, "_make", lambda *a: pytest.fail("explained again"))
+        monkeypatch.setattr(metrics, "auc_metrics", lambda *a, **k: pytest.fail("scored again"))
+
+    return forbid
+
+
+def test_options_are_the_papers_eleven_with_step_and_points_set():
+    found = options([], "fast", 7)
+    assert list(found) == PAPER_METHODS
+    assert found["step"] == {"preset": "fast", "removal": "blur"}
+    assert found["smoothgrad"] == {"samples": 7}
+    assert found["blur_ig"] == found["xrai"] == {"steps": 7}
+    assert options(["rise", "gradient"], "fast", 7) == {"rise": {}, "gradient": {}}
+
+
+def test_curves_are_those_of_the_library_and_found_again(run, nothing_new):
+    words = {"unit": "patch", "steps": 4, "patch": 12}
+    found = run.curves(CHEAP, MODEL, DATASET, **words)
+    shown, network = run.batch(DATASET), run.fit(MODEL, DATASET)[0]
+    maps = run.explain("grad_cam", MODEL, DATASET)["maps"]
+    for kind, function in (("insertion", sk.insertion), ("deletion", sk.deletion)):
+        expected = function(
+            network, shown.clips, maps, shown.targets, baseline=run.mean_colour(DATASET), **words
+        )
+        torch.testing.assert_close(found["grad_cam"][kind], expected.curve, rtol=0, atol=1e-5)
+    nothing_new()
+    again = run.curves(CHEAP, MODEL, DATASET, **words)
+    assert all(again[m][kind].equal(found[m][kind]) for m in CHEAP for kind in found[m])
+
+
+def test_curves_of_other_settings_are_made_anew(run):
+    first = run.curves({"gradient": {}}, MODEL, DATASET, steps=4, patch=12)
+    longer = run.curves({"gradient": {}}, MODEL, DATASET, steps=8, patch=12)
+    assert (first["gradient"]["insertion"].shape[1], longer["gradient"]["insertion"].shape[1]) == (
+        5,
+        9,
+    )
+
+
+def test_a_row_of_scores_per_dataset_model_unit_method_and_clip(run):
+    table = run.auc(CHEAP, [MODEL], [DATASET], ("patch", "superpixel"), steps=3, patch=12)
+    columns = {"dataset", "model", "unit", "method", "clip", "insertion", "deletion"}
+    assert set(table) == columns
+    assert len(table) == 2 * 3 * 2
+    assert table[["insertion", "deletion"]].stack().between(0, 1).all()
+    assert (run.folder / "scores" / "auc.csv").is_file()
+
+
+def test_located_scores_are_those_of_the_library(run):
+    table = run.located(CHEAP, [MODEL], [DATASET]).set_index(["method", "clip"])
+    shown = run.batch(DATASET)
+    maps = run.explain("grad_cam", MODEL, DATASET)["maps"]
+    ours = table.loc["grad_cam"].loc[shown.ids]
+    assert ours["mass"].tolist() == pytest.approx(
+        metrics.relevance_mass(maps, shown.masks).tolist()
+    )
+    assert ours["iou"].tolist() == pytest.approx(metrics.iou(maps, shown.masks).tolist())
+    hits = metrics.pointing_game(maps, shown.boxes).by_clip
+    assert ours["hit"].tolist() == pytest.approx(hits.tolist())
+
+
+def test_the_smallest_mask_beside_the_whole_clip(run):
+    table = run.smallest_masks([MODEL], [DATASET], {"iterations": 2, "areas": (0.1, 0.3)})
+    assert len(table) == 2
+    assert (table["higher"] == (table["Φ smallest mask"] > table["Φ clip"])).all()
+    assert table[["on evidence", "chance"]].stack().between(0, 1).all()
+
+
+def test_a_gallery_has_what_each_method_cost_or_why_it_refused(run, nothing_new):
+    wanted = {"gradient": {}, "cam": {}}
+    maps, table = run.gallery(wanted, "r50l_narrow", DATASET)
+    assert list(maps) == [next(name for name in maps if name.startswith("Gradient\n"))]
+    assert table.loc["gradient", "backward"] == 2
+    assert table.loc["cam", "refused"].startswith("cam: ")
+    nothing_new()
+    again, _ = run.gallery(wanted, "r50l_narrow", DATASET)
+    assert all(again[name].equal(maps[name]) for name in maps)
+
+
+def test_sets_of_options_with_a_name_are_kept_apart(run, nothing_new):
+    few = {"iterations": 2, "areas": (0.1,)}
+    first = run.explain("step", MODEL, DATASET, **few)
+    other = run.explain("step@one frame", MODEL, DATASET, kernel_length=1, **few)
+    nothing_new()
+    assert run.explain("step", MODEL, DATASET, **few)["maps"].equal(first["maps"])
+    again = run.explain("step@one frame", MODEL, DATASET, kernel_length=1, **few)
+    assert again["maps"].equal(other["maps"])
