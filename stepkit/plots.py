@@ -130,8 +130,9 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, titl
         if zero:
             ax.axvline(0, color="0.4", linewidth=0.8)
         ax.set_yticks(range(len(rows)), [str(row).replace("_", " ") for row in rows])
-        _dress(ax, xlabel, str(panel))
+        _dress(ax, "", str(panel))
         ax.margins(x=0.04)
+    figure.supxlabel(xlabel, fontsize=FONT)
     axes[0].invert_yaxis()
     figure.suptitle(title or "", fontsize=FONT, x=0, ha="left")
     _legend(figure, axes[0], "")

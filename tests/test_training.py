@@ -150,3 +150,11 @@ def test_shipped_models_are_small_and_right_on_95_percent_of_held_out_clips(mode
     assert origin == "shipped"
     assert len(history) == recipe.epochs
     assert evaluate(network, Synthetic(name, "test", n=600))["top1"] >= 0.95
+
+
+def test_the_twin_that_saw_no_removal_travels_too(tmp_path):
+    recipe = replace(quick("r2plus1d_narrow", "appearance"), removal_share=0.0)
+    train_part = Synthetic("appearance", "train", n=1200)
+    network, _, origin = fit("r2plus1d_narrow", train_part, train_part, tmp_path, recipe)
+    assert origin == "shipped"
+    assert evaluate(network, Synthetic("appearance", "test", n=300))["top1"] >= 0.95
