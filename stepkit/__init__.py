@@ -11,7 +11,7 @@ from stepkit.attribution import attribute, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import load_dataset
 from stepkit.metrics import deletion, insertion, pointing_game, reliability
-from stepkit.models import load_model
+from stepkit.models import load_model, prepare
 from stepkit.viz import save_video, show
 
 __version__ = version("stepkit")
@@ -27,6 +27,7 @@ __all__ = [
     "models",
     "plots",
     "pointing_game",
+    "prepare",
     "read_clip",
     "read_clips",
     "reliability",

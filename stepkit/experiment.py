@@ -14,7 +14,7 @@ from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
-from stepkit.models import probability
+from stepkit.models import prepare, probability
 from stepkit.training import QUICK, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,8 @@ class Experiment:
     seed: int = 0
     progress: bool = False
     _models: dict = field(default_factory=dict, repr=False)
+    _batches: dict = field(default_factory=dict, repr=False)
+    _colours: dict = field(default_factory=dict, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -114,11 +116,13 @@ class Experiment:
 
     def batch(self, dataset: str) -> Batch:
         """Return the test clips that are explained, of all classes in turn."""
-        test = self.dataset(dataset)
-        return batch(test, range(min(self.clips, len(test))))
+        if dataset not in self._batches:
+            test = self.dataset(dataset)
+            self._batches[dataset] = batch(test, range(min(self.clips, len(test))))
+        return self._batches[dataset]
 
     def fit(self, model: str, dataset: str) -> tuple[nn.Module, pd.DataFrame, str]:
-        """Return a trained model, its history and its origin; see `stepkit.training.fit`.
+        """Return a trained and prepared model, its history and origin; see `stepkit.training.fit`.
 
         ``model`` may end in "_unperturbed": trained without removal as augmentation.
         """
@@ -128,7 +132,7 @@ class Experiment:
             recipe = quick(name, dataset)
             share = recipe.removal_share if name == model else 0.0
             recipe = replace(recipe, batch_size=self.batch_size, removal_share=share)
-            self._models[key] = fit(
+            network, *known = fit(
                 name,
                 self.dataset(dataset, "train"),
                 self.dataset(dataset, "val"),
@@ -138,6 +142,7 @@ class Experiment:
                 shipped=not self.retrain,
                 progress=self.progress,
             )
+            self._models[key] = prepare(network), *known
         return self._models[key]
 
     def accuracy(self, models: list[str], datasets: list[str], n: int) -> pd.DataFrame:
@@ -235,8 +240,11 @@ class Experiment:
 
     def mean_colour(self, dataset: str) -> removal.Removal:
         """Return the removal that paints with the mean colour of the training clips (§V-C)."""
-        train = self.dataset(dataset, "train")
-        return removal.mean(batch(train, range(0, len(train), max(1, len(train) // 64))).clips)
+        if dataset not in self._colours:
+            train = self.dataset(dataset, "train")
+            some = batch(train, range(0, len(train), max(1, len(train) // 64)))
+            self._colours[dataset] = removal.mean(some.clips)
+        return self._colours[dataset]
 
     def auc(
         self,
@@ -263,7 +271,11 @@ class Experiment:
         return self.keep(pd.concat(rows, ignore_index=True), name)
 
     def located(
-        self, methods: dict[str, dict], models: list[str], datasets: list[str]
+        self,
+        methods: dict[str, dict],
+        models: list[str],
+        datasets: list[str],
+        name: str = "located",
     ) -> pd.DataFrame:
         """Score methods by the pointing game (Table VI) and, where pixels are known, by those.
 
@@ -282,7 +294,7 @@ class Experiment:
                 scores["iou"] = metrics.iou(maps, shown.masks)
             names = {"dataset": dataset, "model": model, "method": method}
             rows.append(pd.DataFrame(scores).assign(**names))
-        return self.keep(pd.concat(rows, ignore_index=True), "located")
+        return self.keep(pd.concat(rows, ignore_index=True), name)
 
     def smallest_masks(
         self, models: list[str], datasets: list[str], settings: dict

@@ -5,13 +5,17 @@ probability of class c. Nothing in stepkit asks for more than that.
 """
 
 import contextlib
+import copy
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet
 from torchvision.models.video import S3D, MViT, SwinTransformer3d, VideoResNet, r2plus1d_18
 from torchvision.models.video import resnet as video_resnet
@@ -292,6 +296,60 @@ class _ImageBottleneck(resnet.Bottleneck):
 
 _OURS = (_VideoBlock, _VideoBottleneck, _ImageBlock, _ImageBottleneck)
 _RESIDUAL = {ours.__base__: ours for ours in _OURS}
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """Return a copy of the model that explains faster: the same function, and the same layers.
+
+    In evaluation mode, its parameters frozen, each batch normalisation folded into the convolution
+    before it (an identity stays in its place, so that names and hooks still fit), the weights of
+    convolutions with the channels last in memory. Outputs differ by rounding only; the clips'
+    gradient takes about half the time on a CPU. Every method and metric takes the copy as it takes
+    the model; LRP and its kin then see one layer where there were two.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any; left as it is. What ``torch.fx`` cannot trace is searched part by part.
+
+    Examples
+    --------
+    >>> model = prepare(load_model("r2plus1d_narrow", num_classes=6))
+    >>> model.training
+    False
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for conv, norm in list(_foldable(model)):
+        folded = fuse_conv_bn_eval(model.get_submodule(conv), model.get_submodule(norm))
+        model.set_submodule(conv, folded.requires_grad_(False))
+        model.set_submodule(norm, nn.Identity())
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            layer.to(memory_format=formats[layer.weight.ndim])
+    return model
+
+
+def _foldable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names of convolutions and of the normalisations that alone see their outputs."""
+    try:
+        nodes = fx.Tracer().trace(model).nodes
+    except Exception:  # anything may stop the tracer: a model is free to be written as it likes
+        for name, child in model.named_children():
+            yield from _foldable(child, f"{prefix}{name}.")
+        return
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    for node in nodes:
+        before = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(before, fx.Node):
+            continue
+        once = calls[node.target] == calls[before.target] == len(before.users) == 1
+        if once and before.op == "call_module":
+            conv, norm = (model.get_submodule(n.target) for n in (before, node))
+            pair = type(conv), type(norm)
+            fits = pair in ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
+            if fits and norm.running_mean is not None:
+                yield prefix + before.target, prefix + node.target
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stepkit import checks
-from stepkit.viz import DPI, FONT, Picture
+from stepkit.viz import DPI, FONT, Picture, caption
 
 # Okabe and Ito's palette, which colour-blind readers tell apart (less its yellow, too pale on
 # white). 7 colours, 4 dashes and 9 markers: no two of the first 252 curves look alike.
@@ -59,7 +59,7 @@ def plot_curves(
         every = max(1, len(x) // 10)
         marks = {"marker": MARKERS[i % 9], "markevery": (i * every // len(curves), every)}
         style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "markersize": 5}
-        ax.plot(x, values.mean(0), label=str(name).replace("_", " "), **style, **marks)
+        ax.plot(x, values.mean(0), label=caption(name), **style, **marks)
         if len(values) > 1:
             ax.fill_between(x, *_interval(values), color=COLOURS[i % 7], alpha=0.13, linewidth=0)
     clips = sorted({len(values) for _, values in curves.values()})
@@ -123,13 +123,13 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, titl
             y = np.array([rows.index(row) for row in known]) + apart * (i - (len(marks) - 1) / 2)
             style = {"color": COLOURS[i % 7], "markersize": 4.5, "linewidth": 1.2}
             ax.hlines(y, part["low"], part["high"], color=COLOURS[i % 7], linewidth=1.2)
-            ax.plot(part["mean"], y, MARKERS[i % 9], **style, label=str(mark).replace("_", " "))
+            ax.plot(part["mean"], y, MARKERS[i % 9], **style, label=caption(mark))
             if "paper" in part and part["paper"].notna().any():
-                style |= {"label": f"{mark} in the paper".replace("_", " "), "alpha": 0.6}
+                style |= {"label": f"{caption(mark)} in the paper", "alpha": 0.6}
                 ax.plot(part["paper"], y, "x", **style)
         if zero:
             ax.axvline(0, color="0.4", linewidth=0.8)
-        ax.set_yticks(range(len(rows)), [str(row).replace("_", " ") for row in rows])
+        ax.set_yticks(range(len(rows)), [caption(row) for row in rows])
         _dress(ax, "", str(panel))
         ax.margins(x=0.04)
     figure.supxlabel(xlabel, fontsize=FONT)

@@ -79,10 +79,16 @@ def differences(
 
 
 def written(table: pd.DataFrame, digits: int = 2) -> pd.Series:
-    """Write rows of ``mean, low, high`` as "0.71 [0.65, 0.77]"."""
+    """Write rows of ``mean, low, high`` as "0.71 [0.65, 0.77]".
+
+    Where there is a column ``paper`` that holds a number, that follows: "0.71 [0.65, 0.77] (0.80)".
+    """
     number = f"{{:.{digits}f}}"
-    form = f"{number} [{number}, {number}]"
-    return table.apply(lambda row: form.format(row["mean"], row["low"], row["high"]), axis=1)
+    forms = {False: f"{number} [{number}, {number}]"}
+    forms[True] = f"{forms[False]} ({number})"
+    columns = table.reindex(columns=["mean", "low", "high", "paper"])
+    rows = [forms[bool(row[3] == row[3])].format(*row) for row in columns.to_numpy()]
+    return pd.Series(rows, table.index)
 
 
 def verdict(gaps: pd.DataFrame) -> pd.Series:

@@ -30,11 +30,24 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from stepkit import checks
+from stepkit.attribution import methods
 from stepkit.clips import unnormalise
 
 ROWS = ("clip", "overlay", "kept", "mask")
 CMAP, OPACITY = "inferno", 0.75  # brighter from end to end, so that it survives printing in grey
 DPI, WIDTH, CELL, GAP, FONT = 100, 1100, 220, 6, 11  # of `show`: pixels, at most; FONT in points
+
+
+def caption(name) -> str:
+    """Write a name for a reader: a method's id as its label, other underscores as blanks.
+
+    Examples
+    --------
+    >>> caption("grad_cam, the mean"), caption("r2plus1d_narrow")
+    ('Grad-CAM, the mean', 'r2plus1d narrow')
+    """
+    labels = methods()["label"]
+    return ", ".join(labels.get(part, part.replace("_", " ")) for part in str(name).split(", "))
 
 
 class Picture(Figure):
@@ -263,7 +276,7 @@ def show(
         if not masks[name]:
             words |= {"kept": f"top {100 * keep:.3g} %", "mask": "map"}
         for kind in kinds:
-            parts = str(name).replace("_", " ").splitlines()
+            parts = caption(name).splitlines()
             lines = [line for part in parts for line in textwrap.wrap(part, 14)]
             lines += [words[kind]] if len(kinds) > 1 or not name else []
             strips.append(("\n".join(lines), kind, given))
@@ -306,7 +319,7 @@ def show_clips(clips: Mapping[str, Tensor], *, boxes=None, frames=5, title=None)
     checks.require(len(sizes) == 1, "clips", f"sizes {sorted(sizes)}", "clips of one size")
     rgb, _, boxes = next(iter(films.values()))
     columns = _columns(frames, len(rgb))
-    labels = ["\n".join(textwrap.wrap(str(name).replace("_", " "), 14)) for name in films]
+    labels = ["\n".join(textwrap.wrap(caption(name), 14)) for name in films]
     figure, axes = _grid(labels, columns, rgb.shape[1:3], title, right=10)
     for line, (film, _, _) in zip(axes, films.values(), strict=True):
         for ax, t in zip(line, columns, strict=True):

@@ -533,7 +533,7 @@ def test_intervals_are_drawn_at_their_values(table):
     figure = plots.plot_intervals(table.drop(("d2", "m2", "step")), xlabel="AUC", zero=True)
     first, second = figure.axes
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["d1", "d2"]
-    assert [t.get_text() for t in first.get_yticklabels()] == ["step", "grad cam"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["STEP", "Grad-CAM"]
     dots = [line.get_xdata().tolist() for line in first.lines[:2]]
     np.testing.assert_allclose(dots, [[0.1, 0.2], [0.3, 0.4]])
     assert second.lines[1].get_xdata().tolist() == pytest.approx([0.8])

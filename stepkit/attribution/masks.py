@@ -6,8 +6,10 @@ costs as much area as one in the middle. The frame's mask is the canvas, cropped
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -113,11 +115,19 @@ class MaskGeometry:
         require(size == self.seeds, "seeds", f"{tuple(size)} cells", f"{self.seeds}")
         side, before, (bh, bw), s = 2 * self.radius + 1, self.padding, self.blocks, self.step
         after = [n + side - 1 - before - cells for n, cells in zip((bh, bw), size, strict=True)]
-        grid = F.pad(seeds.reshape(-1, 1, *size), (before, after[1], before, after[0]))
-        cells = F.unfold(grid, side).transpose(0, 1).flatten(1)  # ((2r+1)², B·bh·bw)
-        canvas = _SmoothMax.apply(cells.contiguous(), self.weights.to(seeds))  # (s², B·bh·bw)
-        canvas = canvas.view(s, s, -1, bh, bw).permute(2, 3, 0, 4, 1).reshape(-1, s * bh, s * bw)
+        grid = F.pad(seeds.reshape(-1, *size), (before, after[1], before, after[0]))
+        canvas = _SmoothMax.apply(grid.permute(1, 2, 0).contiguous(), self)  # (s², bh, bw, B)
+        canvas = canvas.view(s, s, bh, bw, -1).permute(4, 2, 0, 3, 1).reshape(-1, s * bh, s * bw)
         return canvas[:, : self.canvas[0], : self.canvas[1]].reshape(*lead, *self.canvas)
+
+    def windows(self, grid: Tensor) -> Iterator[Tensor]:
+        """Yield each cell that the blocks see, in the order of ``weights``.
+
+        They are views (bh, bw, B) of the padded ``grid`` (h, w, B).
+        """
+        (bh, bw), side = self.blocks, range(2 * self.radius + 1)
+        for i, j in product(side, side):
+            yield grid[i : i + bh, j : j + bw]
 
     def crop(self, canvas: Tensor) -> Tensor:
         """Cut the frame's mask (..., H, W) out of the canvas."""
@@ -128,37 +138,49 @@ class MaskGeometry:
 class _SmoothMax(torch.autograd.Function):
     """Σ z·exp(20z) / Σ exp(20z) over the cells z = weight·cell that a pixel sees.
 
-    ``cells`` (K, B), one column per block; ``weights`` (K, s²) -> (s², B). One of the K cells at a
-    time, in buffers that are reused: nothing of size K·s²·B is ever stored.
+    Padded cells (h, w, B) -> (s², bh, bw, B), the pixels of each block. One cell of the
+    neighbourhood at a time, for two of a block's rows of pixels at a time, in buffers that are
+    reused and stay in a processor's cache: all pairs of pixel and cell are never stored.
     """
 
     @staticmethod
-    def forward(ctx, cells, weights):
-        shape = (weights.shape[1], cells.shape[1])
-        x, e = cells.new_empty(shape), cells.new_empty(shape)
-        total, weighted = cells.new_zeros(shape), cells.new_zeros(shape)
-        for cell, weight in zip(cells, _BITS * weights, strict=True):
-            torch.mul(weight[:, None], cell, out=x)
-            torch.exp2(x, out=e)
-            total += e
-            weighted.addcmul_(x, e)
-        out = weighted.div_(total).div_(_BITS)
-        ctx.save_for_backward(cells, weights, out, total)
+    def forward(ctx, grid, geometry):
+        weights = _BITS * geometry.weights.to(grid)[..., None, None, None]
+        out = grid.new_zeros(weights.shape[1], *geometry.blocks, grid.shape[2])
+        total = torch.zeros_like(out)
+        rows = [tensor.split(2 * geometry.step) for tensor in (out, total)]
+        pieces = zip(*rows, weights.split(2 * geometry.step, 1), strict=True)
+        for weighted, sums, part in pieces:
+            x, e = torch.empty_like(sums), torch.empty_like(sums)
+            for weight, cells in zip(part, geometry.windows(grid), strict=True):
+                torch.mul(weight, cells, out=x)
+                torch.exp2(x, out=e)
+                sums += e
+                weighted.addcmul_(x, e)
+        out.div_(total).div_(_BITS)
+        ctx.geometry = geometry
+        ctx.save_for_backward(grid, out, total)
         return out.clamp(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         # ∂out/∂z = exp(20z) / Σexp(20z) · (1 + 20z − 20·out), and ∂z/∂cell = weight
-        cells, weights, out, total = ctx.saved_tensors
-        slope = upstream / total
-        offset, scaled = slope * (1 - SHARPNESS * out), slope * (SHARPNESS / _BITS)
-        gradient, x, e = torch.empty_like(cells), torch.empty_like(out), torch.empty_like(out)
-        for k, (cell, weight) in enumerate(zip(cells, weights, strict=True)):
-            torch.mul(_BITS * weight[:, None], cell, out=x)
-            torch.exp2(x, out=e)
-            torch.addcmul(offset, x, scaled, out=x)
-            gradient[k] = weight @ x.mul_(e)
+        grid, out, total = ctx.saved_tensors
+        geometry, gradient = ctx.geometry, torch.zeros_like(grid)
+        weights = geometry.weights.to(grid)[..., None, None, None]
+        rows = [tensor.split(2 * geometry.step) for tensor in (upstream, out, total)]
+        pieces = zip(*rows, weights.split(2 * geometry.step, 1), strict=True)
+        for slope, value, sums, part in pieces:
+            slope = slope / sums
+            offset, scaled = slope * (1 - SHARPNESS * value), slope * (SHARPNESS / _BITS)
+            x, e = torch.empty_like(sums), torch.empty_like(sums)
+            windows = zip(geometry.windows(grid), geometry.windows(gradient), strict=True)
+            for weight, (cells, slopes) in zip(part, windows, strict=True):
+                torch.mul(_BITS * weight, cells, out=x)
+                torch.exp2(x, out=e)
+                torch.addcmul(offset, x, scaled, out=x)
+                slopes += x.mul_(e).mul_(weight).sum(0)
         return gradient, None
 
 
