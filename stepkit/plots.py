@@ -125,7 +125,8 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, titl
             ax.hlines(y, part["low"], part["high"], color=COLOURS[i % 7], linewidth=1.2)
             ax.plot(part["mean"], y, MARKERS[i % 9], **style, label=caption(mark))
             if "paper" in part and part["paper"].notna().any():
-                style |= {"label": f"{caption(mark)} in the paper", "alpha": 0.6}
+                paper = caption(mark.removesuffix("_narrow"))
+                style |= {"label": f"{paper} in the paper", "alpha": 0.6}
                 ax.plot(part["paper"], y, "x", **style)
         if zero:
             ax.axvline(0, color="0.4", linewidth=0.8)
