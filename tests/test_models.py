@@ -123,7 +123,7 @@ class Branch(nn.Module):
 
 
 def test_prepare_folds_no_normalisation_that_others_need():
-    model = Awkward().eval()
+    model = Awkward().double().eval()
     for norm in (model.shared, model.body[1], model.branch.norm):
         norm.running_mean.normal_(generator=torch.Generator().manual_seed(2))
     ready = prepare(model)
@@ -131,7 +131,7 @@ def test_prepare_folds_no_normalisation_that_others_need():
     kept = (ready.shared, ready.alone, ready.branch.norm)
     assert all(isinstance(norm, nn.BatchNorm3d) for norm in kept)
     with torch.no_grad():
-        torch.testing.assert_close(ready(clips()), model(clips()), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ready(clips().double()), model(clips().double()))
 
 
 @pytest.mark.parametrize("build", [lambda: r2plus1d_18(weights=None), lambda: resnet18()])

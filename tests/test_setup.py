@@ -73,6 +73,7 @@ def test_the_lock_names_a_torch_and_the_torchvision_made_for_it():
 
 def test_conda_names_the_same_packages_and_bounds():
     listed = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
+    listed += listed.pop()["pip"]
     conda = {needed.name: needed.specifier for needed in map(Requirement, listed)}
     assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
     conda.pop("pip")

@@ -148,12 +148,12 @@ def test_show_one_map(clip, corner):
 def test_show_several_maps(clip, corner):
     maps = {"grad_cam": corner, "integrated_gradients": corner.flip(1), "step": corner[None]}
     grid = pictures(show(clip, maps, frames=[3, 0]))
-    assert list(grid) == ["clip", "grad cam", "integrated\ngradients", "step"]
+    assert list(grid) == ["clip", "Grad-CAM", "Integrated\nGradients", "STEP"]
     assert [len(row) for row in grid.values()] == [2, 2, 2, 2]
-    assert np.array_equal(grid["integrated\ngradients"][0], frames_rgb(clip, corner.flip(1))[3])
+    assert np.array_equal(grid["Integrated\nGradients"][0], frames_rgb(clip, corner.flip(1))[3])
     grid = pictures(show(clip, maps, frames=1, rows=("clip", "kept", "mask")))
     assert len(grid) == 7
-    assert "integrated\ngradients\ntop 15 %" in grid
+    assert "Integrated\nGradients\ntop 15 %" in grid
     figure = show(clip, maps, rows=("clip", "kept"))
     assert len(figure.axes) == 16  # 4 rows of 4 frames; nothing is coloured, so there is no bar
 
@@ -440,11 +440,11 @@ def test_curves():
     assert ax.get_ylabel() == "probability of the class"
     assert ax.get_title("left") == "insertion"
     (legend,) = figure.legends
-    assert [t.get_text() for t in legend.get_texts()] == ["grad cam", "random"]  # highest first
+    assert [t.get_text() for t in legend.get_texts()] == ["Grad-CAM", "Random"]  # highest first
     assert "3 clips" in legend.get_title().get_text()
     assert "95 % bootstrap" in legend.get_title().get_text()
     lines = {line.get_label(): line for line in ax.lines}
-    np.testing.assert_allclose(lines["random"].get_ydata(), 0.4 * x, atol=1e-6)
+    np.testing.assert_allclose(lines["Random"].get_ydata(), 0.4 * x, atol=1e-6)
     looks = {(line.get_linestyle(), line.get_marker()) for line in ax.lines}
     assert len(looks) == 2  # told apart without colour
     _, band = ax.collections
