@@ -104,6 +104,16 @@ def test_splits_share_no_photograph():
     assert len(set.union(*parts)) == sum(map(len, parts))
 
 
+@pytest.fixture
+def one_thread():
+    """A second thread waits for work in a loop, and its waiting is counted as time worked."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_cores_generate_200_clips_a_second():
     data = Synthetic("appearance", "train", n=400)
     for i in range(40):  # load the photographs
@@ -115,6 +125,7 @@ def test_two_cores_generate_200_clips_a_second():
             data[i]
         tries.append((time.process_time() - start) / 10)
     seconds = min(tries)
+    print(f"{2 / seconds:.0f} clips a second")
     assert 2 / seconds > 200, f"{2 / seconds:.0f} clips a second on two cores"
 
 
