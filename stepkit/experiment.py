@@ -14,7 +14,7 @@ from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
-from stepkit.models import prepare, probability
+from stepkit.models import device_of, prepare, probability
 from stepkit.training import QUICK, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +71,8 @@ class Experiment:
         Train here, also where a checkpoint travels with stepkit.
     seed : int
         Of data, training and attribution.
+    device : str
+        Where the models run; empty: on a CUDA GPU where there is one, else on the CPU.
     """
 
     out: str = ""
@@ -84,6 +86,7 @@ class Experiment:
     batch_size: int = QUICK.batch_size
     retrain: bool = False
     seed: int = 0
+    device: str = ""
     progress: bool = False
     _models: dict = field(default_factory=dict, repr=False)
     _batches: dict = field(default_factory=dict, repr=False)
@@ -140,6 +143,7 @@ class Experiment:
                 replace(recipe, epochs=self.epochs or recipe.epochs),
                 seed=self.seed,
                 shipped=not self.retrain,
+                device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
                 progress=self.progress,
             )
             self._models[key] = prepare(network), *known
@@ -277,10 +281,11 @@ class Experiment:
         datasets: list[str],
         name: str = "located",
     ) -> pd.DataFrame:
-        """Score methods by the pointing game (Table VI) and, where pixels are known, by those.
+        """Score methods by the pointing game (Table VI) and by the pixels of the evidence.
 
         One row per dataset, model, method and clip: ``hit`` (share of the frames with a box),
-        ``mass``, ``iou``; ``boxed`` is the share of the clip's frames that have a box.
+        ``mass``, ``iou`` (NaN for a clip without box); ``boxed`` is the share of the clip's frames
+        that have a box. Where only boxes are known, all their pixels are evidence.
         """
         rows = []
         for dataset, model, method in itertools.product(datasets, models, methods):
@@ -289,9 +294,8 @@ class Experiment:
             pointing = metrics.pointing_game(maps, shown.boxes)
             scores = {"clip": shown.ids, "hit": pointing.by_clip}
             scores["boxed"] = pointing.boxed.float().mean(1)
-            if shown.masks is not None:
-                scores["mass"] = metrics.relevance_mass(maps, shown.masks)
-                scores["iou"] = metrics.iou(maps, shown.masks)
+            scores["mass"] = metrics.relevance_mass(maps, shown.evidence)
+            scores["iou"] = metrics.iou(maps, shown.evidence)
             names = {"dataset": dataset, "model": model, "method": method}
             rows.append(pd.DataFrame(scores).assign(**names))
         return self.keep(pd.concat(rows, ignore_index=True), name)
@@ -299,7 +303,7 @@ class Experiment:
     def smallest_masks(
         self, models: list[str], datasets: list[str], settings: dict
     ) -> pd.DataFrame:
-        """Compare what STEP's smallest mask keeps with the whole clip, where the pixels are known.
+        """Compare what STEP's smallest mask keeps with the whole clip.
 
         One row per dataset, model and clip: Φ of the clip, Φ of what the smallest area keeps,
         whether that is ``higher``, the share of the mask ``on evidence``, and ``chance``.
@@ -308,11 +312,13 @@ class Experiment:
         for dataset, model in itertools.product(datasets, models):
             shown = self.batch(dataset)
             found = self.explain("step", model, dataset, **settings)
+            network = self.fit(model, dataset)[0]
             with torch.no_grad():
-                phi = probability(self.fit(model, dataset)[0](shown.clips), shown.targets)
+                logits = network(shown.clips.to(device_of(network, "cpu"))).cpu()
+            phi = probability(logits, shown.targets)
             kept = found["probabilities"][:, 0]
-            mass = metrics.relevance_mass(found["masks"][:, 0], shown.masks)
-            chance = shown.masks.float().mean((1, 2, 3))
+            mass = metrics.relevance_mass(found["masks"][:, 0], shown.evidence)
+            chance = shown.evidence.float().mean((1, 2, 3))
             names = {"dataset": dataset, "model": model}
             columns = {"clip": shown.ids, "Φ clip": phi, "Φ smallest mask": kept}
             columns |= {"higher": (kept > phi).float(), "on evidence": mass, "chance": chance}

@@ -239,6 +239,7 @@ def fit(
     *,
     seed: int = 0,
     shipped: bool = True,
+    device: str | torch.device = "cpu",
     **options,
 ) -> tuple[nn.Module, pd.DataFrame, str]:
     """Return a trained model: the one that travels with stepkit if it is of this very recipe.
@@ -250,6 +251,8 @@ def fit(
     shipped : bool
         False: train in any case. A checkpoint of ``stepkit/weights`` is used only if it was made
         from the same data, recipe and seed as are asked for here.
+    device : str or torch.device
+        Where to train, and where the model stays.
     dataset, validation, out, recipe, seed, **options
         As for `train`, which is called otherwise and resumes from ``out``.
 
@@ -261,7 +264,7 @@ def fit(
     origin : str
         ``"shipped"`` or ``"trained here"``.
     """
-    model = load_model(name, len(dataset.classes), seed=seed)
+    model = load_model(name, len(dataset.classes), seed=seed).to(device)
     run = describe(model, dataset, recipe, seed)
     for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if shipped else ():
         if _made_by(checkpoint) == run:

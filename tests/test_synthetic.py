@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,3 +151,18 @@ def test_load_dataset_by_name(tmp_path):
         load_dataset("ucf101-24", "test", frames=4, size=32)
     with pytest.raises(ValueError, match="name: "):
         load_dataset("kinetics", "test", frames=4, size=32)
+
+
+def test_evidence_is_the_mask_or_else_the_boxes_filled():
+    given = batch(Synthetic("object", "test", n=3, frames=4, size=48), range(3))
+    assert given.evidence.equal(given.masks)
+    filled = replace(given, masks=None).evidence
+    assert filled.shape == given.masks.shape
+    assert (filled >= given.masks).all()  # the box is the mask's true extent
+    for n, frames in enumerate(given.boxes):
+        for t, boxes in enumerate(frames):
+            expected = torch.zeros(48, 48, dtype=torch.bool)
+            for x0, y0, x1, y1 in boxes.int().tolist():
+                expected[y0:y1, x0:x1] = True
+            assert filled[n, t].equal(expected)
+    assert not replace(given, masks=None, boxes=[[], [], []]).evidence.any()

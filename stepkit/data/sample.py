@@ -48,6 +48,23 @@ class Batch:
     boxes: list[list[Tensor]]
     masks: Tensor | None
 
+    @property
+    def evidence(self) -> Tensor:
+        """The pixels of the evidence, bool (N, T, H, W): the masks, or else the boxes filled.
+
+        A pixel belongs to a box if its centre does. A clip without any box has no evidence.
+        """
+        if self.masks is not None:
+            return self.masks
+        N, _, T, H, W = self.clips.shape
+        filled = torch.zeros(N, T, H, W, dtype=torch.bool)
+        x, y = torch.arange(W) + 0.5, torch.arange(H)[:, None] + 0.5
+        for clip, frames in zip(filled, self.boxes, strict=True):
+            for frame, boxes in zip(clip, frames, strict=False):  # no frames: no boxes at all
+                for x0, y0, x1, y1 in boxes.tolist():
+                    frame |= (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
+        return filled
+
 
 def batch(dataset, indices=None) -> Batch:
     """Collect samples of ``dataset`` (all of them by default) into one `Batch`."""
