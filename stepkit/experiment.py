@@ -124,6 +124,12 @@ class Experiment:
             self._batches[dataset] = batch(test, range(min(self.clips, len(test))))
         return self._batches[dataset]
 
+    def example(self, dataset: str) -> int:
+        """Return which of the test clips to draw: the second that has a box in every frame."""
+        boxes = self.batch(dataset).boxes
+        boxed = [i for i, frames in enumerate(boxes) if frames and all(map(len, frames))]
+        return boxed[1] if len(boxed) > 1 else 0
+
     def fit(self, model: str, dataset: str) -> tuple[nn.Module, pd.DataFrame, str]:
         """Return a trained and prepared model, its history and origin; see `stepkit.training.fit`.
 
@@ -181,7 +187,7 @@ class Experiment:
         )
 
     def gallery(
-        self, methods: dict[str, dict], model: str, dataset: str, i: int = 1
+        self, methods: dict[str, dict], model: str, dataset: str, i: int
     ) -> tuple[dict, pd.DataFrame]:
         """Explain one test clip by many methods, each by itself.
 

@@ -1,5 +1,7 @@
 """What the notebooks share: found again where it was made, and as the library says by itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -91,12 +93,12 @@ def test_the_smallest_mask_beside_the_whole_clip(run):
 
 def test_a_gallery_has_what_each_method_cost_or_why_it_refused(run, nothing_new):
     wanted = {"gradient": {}, "cam": {}}
-    maps, table = run.gallery(wanted, "r50l_narrow", DATASET)
+    maps, table = run.gallery(wanted, "r50l_narrow", DATASET, i=1)
     assert list(maps) == [next(name for name in maps if name.startswith("Gradient\n"))]
     assert table.loc["gradient", "backward"] == 2
     assert table.loc["cam", "refused"].startswith("cam: ")
     nothing_new()
-    again, _ = run.gallery({"gradient": {}}, "r50l_narrow", DATASET)
+    again, _ = run.gallery({"gradient": {}}, "r50l_narrow", DATASET, i=1)
     assert all(again[name].equal(maps[name]) for name in maps)
 
 
@@ -108,3 +110,17 @@ def test_sets_of_options_with_a_name_are_kept_apart(run, nothing_new):
     assert run.explain("step", MODEL, DATASET, **few)["maps"].equal(first["maps"])
     again = run.explain("step@one frame", MODEL, DATASET, kernel_length=1, **few)
     assert again["maps"].equal(other["maps"])
+
+
+def test_the_clip_to_draw_has_a_box_in_every_frame(run, monkeypatch):
+    assert run.example(DATASET) == 1
+    box, none = torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.zeros(0, 4)
+    for boxes, expected in (
+        ([[], [box, none], [box, box], [none, none], [box, box]], 4),
+        ([[], [box, none], [box, box]], 0),
+        ([[], []], 0),
+    ):
+        given = replace(run.batch(DATASET), boxes=boxes)
+        monkeypatch.setattr(run, "batch", lambda _, given=given: given)
+        assert run.example(DATASET) == expected
+        monkeypatch.undo()
