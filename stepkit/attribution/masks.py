@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepkit import kernels
 from stepkit.checks import one_of, require
 
 SHARPNESS = 20.0  # of the smooth max
@@ -114,6 +115,12 @@ class MaskGeometry:
         lead, size = seeds.shape[:-2], seeds.shape[-2:]
         require(size == self.seeds, "seeds", f"{tuple(size)} cells", f"{self.seeds}")
         side, before, (bh, bw), s = 2 * self.radius + 1, self.padding, self.blocks, self.step
+        if kernels.usable(seeds):
+            cells = seeds.reshape(-1, *size).permute(1, 2, 0).contiguous()  # (h, w, B)
+            weights = (_BITS * self.weights).float().view(side, side, -1)
+            geometry = before, self.blocks, self.canvas
+            canvas = kernels.smooth_max(cells, weights, *geometry, _BITS)
+            return canvas.view(*lead, *self.canvas)
         after = [n + side - 1 - before - cells for n, cells in zip((bh, bw), size, strict=True)]
         grid = F.pad(seeds.reshape(-1, *size), (before, after[1], before, after[0]))
         canvas = _SmoothMax.apply(grid.permute(1, 2, 0).contiguous(), self)  # (s², bh, bw, B)
@@ -139,24 +146,20 @@ class _SmoothMax(torch.autograd.Function):
     """Σ z·exp(20z) / Σ exp(20z) over the cells z = weight·cell that a pixel sees.
 
     Padded cells (h, w, B) -> (s², bh, bw, B), the pixels of each block. One cell of the
-    neighbourhood at a time, for two of a block's rows of pixels at a time, in buffers that are
-    reused and stay in a processor's cache: all pairs of pixel and cell are never stored.
+    neighbourhood at a time, in buffers that are reused: all pairs of pixel and cell are never
+    stored. On a processor, in float32, `kernels.smooth_max` does the same.
     """
 
     @staticmethod
     def forward(ctx, grid, geometry):
         weights = _BITS * geometry.weights.to(grid)[..., None, None, None]
         out = grid.new_zeros(weights.shape[1], *geometry.blocks, grid.shape[2])
-        total = torch.zeros_like(out)
-        rows = [tensor.split(2 * geometry.step) for tensor in (out, total)]
-        pieces = zip(*rows, weights.split(2 * geometry.step, 1), strict=True)
-        for weighted, sums, part in pieces:
-            x, e = torch.empty_like(sums), torch.empty_like(sums)
-            for weight, cells in zip(part, geometry.windows(grid), strict=True):
-                torch.mul(weight, cells, out=x)
-                torch.exp2(x, out=e)
-                sums += e
-                weighted.addcmul_(x, e)
+        total, x, e = torch.zeros_like(out), torch.empty_like(out), torch.empty_like(out)
+        for weight, cells in zip(weights, geometry.windows(grid), strict=True):
+            torch.mul(weight, cells, out=x)
+            torch.exp2(x, out=e)
+            total += e
+            out.addcmul_(x, e)
         out.div_(total).div_(_BITS)
         ctx.geometry = geometry
         ctx.save_for_backward(grid, out, total)
@@ -169,18 +172,15 @@ class _SmoothMax(torch.autograd.Function):
         grid, out, total = ctx.saved_tensors
         geometry, gradient = ctx.geometry, torch.zeros_like(grid)
         weights = geometry.weights.to(grid)[..., None, None, None]
-        rows = [tensor.split(2 * geometry.step) for tensor in (upstream, out, total)]
-        pieces = zip(*rows, weights.split(2 * geometry.step, 1), strict=True)
-        for slope, value, sums, part in pieces:
-            slope = slope / sums
-            offset, scaled = slope * (1 - SHARPNESS * value), slope * (SHARPNESS / _BITS)
-            x, e = torch.empty_like(sums), torch.empty_like(sums)
-            windows = zip(geometry.windows(grid), geometry.windows(gradient), strict=True)
-            for weight, (cells, slopes) in zip(part, windows, strict=True):
-                torch.mul(_BITS * weight, cells, out=x)
-                torch.exp2(x, out=e)
-                torch.addcmul(offset, x, scaled, out=x)
-                slopes += x.mul_(e).mul_(weight).sum(0)
+        slope = upstream / total
+        offset, scaled = slope * (1 - SHARPNESS * out), slope * (SHARPNESS / _BITS)
+        x, e = torch.empty_like(total), torch.empty_like(total)
+        windows = zip(geometry.windows(grid), geometry.windows(gradient), strict=True)
+        for weight, (cells, slopes) in zip(weights, windows, strict=True):
+            torch.mul(_BITS * weight, cells, out=x)
+            torch.exp2(x, out=e)
+            torch.addcmul(offset, x, scaled, out=x)
+            slopes += x.mul_(e).mul_(weight).sum(0)
         return gradient, None
 
 
@@ -191,6 +191,8 @@ def top_share(values: Tensor, counts: list[int]) -> Tensor:
     pixels that the equations make equal differ in their last bits, and which of them is ahead would
     otherwise depend on the machine.
     """
+    if kernels.usable(values):
+        return kernels.top_share(values, counts, TIE)
     marks = torch.empty_like(values)
     n = values.shape[2]
     for a, count in enumerate(counts):
@@ -214,6 +216,8 @@ def area_loss(masks: Tensor, areas) -> Tensor:
     values = masks.flatten(2)
     n = values.shape[2]
     counts = [round(v * n) for v in areas]
+    if kernels.usable(values):
+        return kernels.distance_from_full(values, counts, TIE) / n
     top = top_share(values.detach(), counts)
     fixed = values.new_tensor(counts)
     return ((values * (values - 2 * top)).sum(2) + fixed) / n
@@ -256,9 +260,7 @@ def core_loss(masks: Tensor, areas, kernel: Tensor, form: str = "printed") -> Te
     length, size = kernel.shape[0], kernel.shape[1]
     fits = length <= T and size <= min(H, W)
     require(fits, "kernel_length", f"kernel {tuple(kernel.shape)}", f"at most the mask {(T, H, W)}")
-    convolved = F.conv3d(
-        masks.flatten(0, 1)[:, None], kernel.to(masks)[None, None], stride=(1, size, size)
-    ).reshape(*masks.shape[:2], -1)
+    convolved = _tubes(masks, kernel.to(masks)).flatten(2)
     if form == "printed":
         beta = T * H * W / ((T + length - 1) * (H + size - 1) * (W + size - 1))
         return area_loss(convolved[:, :, :, None, None], [beta * v for v in areas])
@@ -268,3 +270,17 @@ def core_loss(masks: Tensor, areas, kernel: Tensor, form: str = "printed") -> Te
     k = convolved.new_tensor(counts)
     full = (top * (1 - convolved) ** 2).sum(2) / k.clamp(min=1)
     return full + ((1 - top) * convolved**2).sum(2) / (n - k).clamp(min=1)
+
+
+def _tubes(masks: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve (N, A, T, H, W) with strides (1, H_K, W_K): (N, A, T − T_K + 1, ⌊H/H_K⌋, ⌊W/W_K⌋).
+
+    In space the kernel's places do not overlap, so that this is one matrix product with the
+    kernel's slices, whose results are then added up along time.
+    """
+    (length, size), (H, W) = kernel.shape[:2], masks.shape[3:]
+    places = masks[..., : H - H % size, : W - W % size]
+    places = places.unflatten(4, (-1, size)).unflatten(3, (-1, size)).transpose(4, 5)
+    slices = places.flatten(5) @ kernel.flatten(1).T  # (N, A, T, h, w, T_K)
+    steps = masks.shape[2] - length + 1
+    return sum(slices[:, :, i : i + steps, ..., i] for i in range(length))

@@ -23,6 +23,7 @@ from stepkit.attribution.masks import MaskGeometry, area_loss, core_kernel, core
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
+from stepkit.kernels import by_voxel
 from stepkit.models import check_model, device_of, frozen
 from stepkit.removal import Removal, gaussian_blur, read
 
@@ -329,7 +330,7 @@ def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar):
     """
     n, A, frames = len(clips), len(settings.areas), clips.shape[2]
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
-    ladder = settings.removal.ladder(clips)
+    ladder = by_voxel(settings.removal.ladder(clips))
     objective = _Objective(settings, geometry, clips)
     each = targets.repeat_interleave(A)
     seeds = clips.new_ones(n, A, frames, *geometry.seeds, requires_grad=True)
