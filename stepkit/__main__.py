@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--store",
         action="store_true",
-        help="afterwards store the outputs in the notebooks themselves (profile quick only)",
+        help="afterwards keep what was made: figures/, results/, the outputs in the notebooks",
     )
     return top
 

@@ -1,17 +1,23 @@
 """What the notebooks share: data, models, maps and scores of one run, made once, found again."""
 
+import functools
 import hashlib
 import itertools
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
+from stepkit.checks import require
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
 from stepkit.models import device_of, prepare, probability
@@ -224,20 +230,21 @@ class Experiment:
         """
         maps = {m: self.explain(m, model, dataset, **kw)["maps"] for m, kw in methods.items()}
         shown, network = self.batch(dataset), self.fit(model, dataset)[0]
-        baseline = removal.named(options.pop("baseline", None) or self.mean_colour(dataset))
+        given = options.pop("baseline", None)
+        baseline = removal.named(given or self.mean_colour(dataset))
         made_of = fingerprint(shown.clips, shown.targets, *network.state_dict().values())
         facts = f"{sorted(options.items())} {baseline.name} {made_of}"
-        unit = options.get("unit", "patch")
+        named = options | ({"baseline": baseline.name} if given else {})
+        named = [f"{k}={v}" for k, v in sorted(named.items()) if k not in ("unit", "steps")]
+        place = self.folder / "curves" / dataset / model
+        place /= "_".join([options.get("unit", "patch"), *named])
         found, keys, todo = {}, {}, {}
-        for method, given in maps.items():
-            path = self.folder / "curves" / dataset / model / unit / f"{method}.safetensors"
-            keys[method] = (
-                path,
-                hashlib.sha256(f"{facts} {fingerprint(given)}".encode()).hexdigest(),
-            )
+        for method, of_method in maps.items():
+            key = hashlib.sha256(f"{facts} {fingerprint(of_method)}".encode()).hexdigest()
+            keys[method] = place / f"{method}.safetensors", key
             found[method] = read_tensors(*keys[method])
             if found[method] is None:
-                todo[method] = given
+                todo[method] = of_method
         if todo:
             where = network, shown.clips, todo, shown.targets
             options |= {"baseline": baseline, "progress": self.progress}
@@ -318,10 +325,7 @@ class Experiment:
         for dataset, model in itertools.product(datasets, models):
             shown = self.batch(dataset)
             found = self.explain("step", model, dataset, **settings)
-            network = self.fit(model, dataset)[0]
-            with torch.no_grad():
-                logits = network(shown.clips.to(device_of(network, "cpu"))).cpu()
-            phi = probability(logits, shown.targets)
+            phi = self.watch(model, dataset, shown.clips)
             kept = found["probabilities"][:, 0]
             mass = metrics.relevance_mass(found["masks"][:, 0], shown.evidence)
             chance = shown.evidence.float().mean((1, 2, 3))
@@ -330,6 +334,44 @@ class Experiment:
             columns |= {"higher": (kept > phi).float(), "on evidence": mass, "chance": chance}
             rows.append(pd.DataFrame(columns).assign(**names))
         return pd.concat(rows, ignore_index=True)
+
+    def watch(self, model: str, dataset: str, clips: Tensor) -> Tensor:
+        """Return Φ_c (N,) of the test clips' classes when the model sees ``clips`` instead."""
+        network = self.fit(model, dataset)[0]
+        with torch.no_grad():
+            logits = network(clips.to(device_of(network, "cpu"))).cpu()
+        return probability(logits, self.batch(dataset).targets)
+
+    def claims(self) -> pd.DataFrame:
+        """Gather the notebooks' ``scores/claims_*.csv`` into ``scores/claims.csv``."""
+        parts = {path.stem[7:]: path for path in sorted(self.folder.glob("scores/claims_*.csv"))}
+        require(
+            len(parts) > 0, "claims", f"none in {self.folder}", "notebooks 03 to 06 to have run"
+        )
+        table = pd.concat({number: pd.read_csv(path) for number, path in parts.items()})
+        first = ["notebook", "claim", "dataset", "model", "unit", "against"]
+        last = ["mean", "low", "high", "verdict"]
+        table = table.rename_axis(["notebook", None]).reset_index("notebook")
+        return self.keep(table.reindex(columns=first + last).reset_index(drop=True), "claims")
+
+    def figure(self, name: str, picture: Figure, about: str) -> Figure:
+        """Write a picture to ``figures/<name>.png`` and ``.svg`` of the run, and return it.
+
+        ``<name>.json`` says which run made it: the experiment's settings, and versions.
+        """
+        place = self.folder / "figures"
+        place.mkdir(parents=True, exist_ok=True)
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        made = {"out": self.folder.name, "data": bool(self.data)}  # no paths of this machine
+        made = {"figure": name, "about": about, "run": settings | made}
+        made["versions"] = {name: version(name) for name in ("stepkit", "torch", "matplotlib")}
+        text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+        with matplotlib.rc_context({"svg.hashsalt": "stepkit"}):  # the same picture, the same bytes
+            for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
+                save = functools.partial(picture.savefig, format=kind, metadata=facts)
+                write_whole(place / f"{name}.{kind}", save)
+        write_whole(place / f"{name}.json", lambda path: Path(path).write_text(text, "utf-8"))
+        return picture
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table to ``scores/<name>.csv`` of the run, and return it."""

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -40,6 +41,15 @@ def tidy(path: Path) -> None:
                 if out.output_type == "stream":
                     out.text = re.sub(r"[^\n]*\r(?!\n)", "", out.text)
     _write_notebook(book, path)
+
+
+def keep(folder: Path, pattern: str, place: Path) -> int:
+    """Copy files of a run to where they are tracked; return how many."""
+    files = sorted(folder.glob(pattern))
+    for file in files:
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place / file.name)
+    return len(files)
 
 
 def store(executed: Path, notebook: Path, names: dict[Path, str]) -> None:

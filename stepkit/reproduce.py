@@ -57,7 +57,9 @@ def reproduce(
         Where runs go, ``runs`` in the clone by default; the folder of this run is passed to the
         notebooks that have a parameter ``out``.
     store : bool
-        Afterwards store the outputs in the notebooks themselves.
+        Afterwards keep what the run made where git sees it: outputs in the notebooks themselves,
+        ``figures/`` and ``results/claims.csv``. Of another profile than ``"quick"``: its figures
+        and scores in ``figures/<profile>/`` and ``results/<profile>/``.
     root : Path
         The clone.
 
@@ -74,8 +76,8 @@ def reproduce(
     """
     from stepkit import report
 
-    if store and (profile != QUICK or settings or data):
-        raise ValueError("--store keeps what the defaults make; leave out --profile, --set, --data")
+    if store and settings:
+        raise ValueError("--store keeps what a profile makes; leave out --set")
     folder = Path(out or root / "runs").expanduser().resolve() / profile
     chosen = read_profile(root, profile)
     jobs = plan(root, chosen, only, settings, data, folder)
@@ -88,9 +90,14 @@ def reproduce(
         page = report.write(folder, find_notebooks(root).values(), chosen)
         print(f"Report: {page}")
     if store and status == 0:
-        for job in jobs:
+        own = "" if profile == QUICK else profile
+        for job in jobs if profile == QUICK else ():
             report.store(job.executed, job.notebook, {folder: f"runs/{profile}", root: "."})
-        print(f"Stored the outputs of {len(jobs)} notebooks")
+        kept = report.keep(folder, "figures/*", root / "figures" / own)
+        kept += report.keep(
+            folder, f"scores/{'*' if own else 'claims'}.csv", root / "results" / own
+        )
+        print(f"Stored the outputs of {len(jobs)} notebooks and {kept} files")
     return status
 
 

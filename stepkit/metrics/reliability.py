@@ -112,11 +112,8 @@ def reliability(
     whole = isinstance(samples, int) and not isinstance(samples, bool)
     require(whole and samples >= 1, "samples", samples, "at least one")
     require(0 < level < 1, "level", level, "a share between 0 and 1")
-    gain = r[:, None] - A if lower_is_better else A - r[:, None]
-    beats = gain > 0
-    z, ranked = _standard_ranks(np.column_stack([A, r]) if include_random else A)
-    wins = beats.sum(1) * ranked.astype(float)  # M·w_p: M cancels, and whole numbers add exactly
-    weights, counting = beats.mean(1), np.count_nonzero(wins)
+    wins, z, beats, ranked = _weighed(A, r, lower_is_better, include_random)
+    counting = np.count_nonzero(wins)
     if counting < 2:
         said = f"of {len(A)} samples {counting} have a ranking and a method that beats random"
         warnings.warn(f"reliability: {said}; α is undefined (NaN)", stacklevel=2)
@@ -126,7 +123,7 @@ def reliability(
     if len(alphas):
         low, high = np.quantile(alphas, [(1 - level) / 2, (1 + level) / 2])
         interval = (float(low), float(high))
-    return Reliability(alpha, interval, weights, ranked)
+    return Reliability(alpha, interval, beats.mean(1), ranked)
 
 
 def reliability_table(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFrame:
@@ -168,21 +165,33 @@ def reliability_gap(
     """
     rows = {}
     for group, part in scores.groupby(by, sort=False):
-        alphas, drawn = [], []
+        sides = []
         for metric, lower in METRICS.items():
             wide = part.pivot(index="clip", columns="method", values=metric)
-            chance = wide.pop("random").to_numpy()[:, None]
-            gain = chance - wide.to_numpy() if lower else wide.to_numpy() - chance
-            z, ranked = _standard_ranks(wide.to_numpy())
-            wins = (gain > 0).sum(1) * ranked.astype(float)
-            alphas.append(_alpha(np.ones((1, len(wide))), wins, z)[0])
-            drawn.append(_resampled(wins, z, samples, seed))
-        apart = drawn[0] - drawn[1]
-        apart = apart[~np.isnan(apart)]
-        low, high = np.quantile(apart, [0.025, 0.975]) if len(apart) else (math.nan, math.nan)
-        rows[group] = {"mean": alphas[0] - alphas[1], "low": low, "high": high}
+            chance = wide.pop("random")
+            sides.append({"scores": wide, "random_scores": chance, "lower_is_better": lower})
+        rows[group] = alpha_difference(*sides, samples=samples, seed=seed)
     index = pd.MultiIndex.from_tuples(rows, names=by)
     return pd.DataFrame(list(rows.values()), index)
+
+
+def alpha_difference(one: dict, other: dict, *, samples: int = 1000, seed: int = 0) -> pd.Series:
+    """Return α of one set of scores minus α of another, on the same bootstrap samples of the clips.
+
+    ``one`` and ``other`` hold ``scores``, ``random_scores``, and the options ``lower_is_better``
+    and ``include_random`` of `reliability`. Returns ``mean, low, high``; NaN where α is undefined.
+    """
+    alphas, drawn = [], []
+    for side in (one, other):
+        A, r = np.asarray(side["scores"], float), np.asarray(side["random_scores"], float)
+        lower, random = (side.get(key, False) for key in ("lower_is_better", "include_random"))
+        wins, z, *_ = _weighed(A, r, lower, random)
+        alphas.append(_alpha(np.ones((1, len(A))), wins, z)[0])
+        drawn.append(_resampled(wins, z, samples, seed))
+    apart = drawn[0] - drawn[1]
+    apart = apart[~np.isnan(apart)]
+    low, high = np.quantile(apart, [0.025, 0.975]) if len(apart) else (math.nan, math.nan)
+    return pd.Series({"mean": alphas[0] - alphas[1], "low": low, "high": high})
 
 
 def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -215,10 +224,17 @@ def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: s
     for (*group, clip), part in both.groupby([*by, "clip"], sort=False):
         for metric, lower in METRICS.items():
             columns = np.stack([part[metric] * (-1 if lower else 1), part[value]])
-            z, ranked = _standard_ranks(columns)
-            rho = z[0] @ z[1] if ranked.all() else math.nan
-            rows.append([*group, metric, clip, rho])
+            rows.append([*group, metric, clip, rank_correlation(*columns[:, None])[0]])
     return pd.DataFrame(rows, columns=[*by, "metric", "clip", "rho"])
+
+
+def rank_correlation(scores, others) -> np.ndarray:
+    """Return Spearman's ρ of each row of ``scores`` (N, M) with the same row of ``others``, (N,).
+
+    NaN where a row has no ranking, all of its values being equal.
+    """
+    (z, ranked), (y, also) = (_standard_ranks(np.asarray(a, float)) for a in (scores, others))
+    return np.where(ranked & also, (z * y).sum(1), math.nan)
 
 
 def _numbers(argument: str, given) -> np.ndarray:
@@ -229,6 +245,16 @@ def _numbers(argument: str, given) -> np.ndarray:
         raise TypeError(f"{argument}: got {type(given).__name__}, expected numbers") from error
     require(bool(np.isfinite(values).all()), argument, "NaN or infinity", "finite values")
     return values
+
+
+def _weighed(A: np.ndarray, r: np.ndarray, lower_is_better: bool, include_random: bool):
+    """Return what Eq. 20 needs of scores (N, M): M·w (N,), z (N, M), who beats random, who ranks.
+
+    w_p counts M times: M cancels, and whole numbers add exactly.
+    """
+    beats = (r[:, None] - A if lower_is_better else A - r[:, None]) > 0
+    z, ranked = _standard_ranks(np.column_stack([A, r]) if include_random else A)
+    return beats.sum(1) * ranked.astype(float), z, beats, ranked
 
 
 def _standard_ranks(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
