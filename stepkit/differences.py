@@ -21,6 +21,7 @@ def of_maps(
     dataset: str,
     *,
     steps: int,
+    name: str = "variants",
 ) -> pd.DataFrame:
     """Return what each variant of a method changes.
 
@@ -35,6 +36,8 @@ def of_maps(
     model, dataset : str
     steps : int
         L of the curves.
+    name : str
+        Of the tables in the run's ``scores/``: ``auc_<name>.csv``, ``located_<name>.csv``.
 
     Returns
     -------
@@ -45,8 +48,8 @@ def of_maps(
         variant in the method's place, minus without.
     """
     everything = {**methods, **variants}
-    scores = run.auc(everything, [model], [dataset], steps=steps, name="auc_variants")
-    located = run.located(everything, [model], [dataset], name="located_variants")
+    scores = run.auc(everything, [model], [dataset], steps=steps, name=f"auc_{name}")
+    located = run.located(everything, [model], [dataset], name=f"located_{name}")
     auc = scores.pivot(index="clip", columns="method", values="insertion")
     hit = located.pivot(index="clip", columns="method", values="hit").dropna()
     rows = {}
@@ -54,12 +57,12 @@ def of_maps(
         base = variant.partition("@")[0]
         others = [method for method in methods if method not in (base, "random")]
         maps = [
-            run.explain(name, model, dataset, **kw)["maps"]
-            for name, kw in ((variant, options), (base, methods[base]))
+            run.explain(which, model, dataset, **kw)["maps"]
+            for which, kw in ((variant, options), (base, methods[base]))
         ]
         sides = [
-            {"scores": auc[[name, *others]], "random_scores": auc["random"]}
-            for name in (variant, base)
+            {"scores": auc[[which, *others]], "random_scores": auc["random"]}
+            for which in (variant, base)
         ]
         rows[variant, "map"] = stats.bootstrap_mean(map_correlation(*maps))
         rows[variant, "insertion"] = stats.paired_bootstrap(auc[variant], auc[base])
@@ -130,7 +133,8 @@ def summary(changes: pd.DataFrame) -> pd.DataFrame:
     words = words[words != "undecided"].reset_index("change", name="is")
     said = (words["change"] + " " + words["is"]).groupby(level="variant").agg(", ".join)
     table = stats.written(changes).unstack("change").reindex(variants)[columns]
-    return table.assign(verdict=said.reindex(variants).fillna("no difference shown"))
+    table["verdict"] = said.reindex(variants).fillna("no difference shown")
+    return table.rename(index=lambda variant: variant.replace("@", ": "))
 
 
 def _table(rows: dict, level: str) -> pd.DataFrame:

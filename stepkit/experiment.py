@@ -20,8 +20,8 @@ from stepkit.attribution import methods as methods_table
 from stepkit.checks import require
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
-from stepkit.models import device_of, prepare, probability
-from stepkit.training import QUICK, evaluate, fit, quick
+from stepkit.models import device_of, load_model, prepare, probability
+from stepkit.training import QUICK, Recipe, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
 UNPERTURBED = "_unperturbed"
@@ -372,6 +372,45 @@ class Experiment:
                 write_whole(place / f"{name}.{kind}", save)
         write_whole(place / f"{name}.json", lambda path: Path(path).write_text(text, "utf-8"))
         return picture
+
+    def retrained(
+        self,
+        methods: dict[str, dict],
+        model: str,
+        dataset: str,
+        counts: dict[str, int],
+        recipe: Recipe,
+        **options,
+    ) -> pd.DataFrame:
+        """Retrain on what each method keeps or removes (Fig. 8); see `stepkit.metrics.retrain`.
+
+        ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
+        used, fewer where a part is smaller. Beside the methods stands ``"evidence"``, the known
+        pixels (or boxes) themselves: what a perfect map would reach.
+        """
+        network = self.fit(model, dataset)[0]
+        sets = {split: self.dataset(dataset, split, n) for split, n in counts.items()}
+        few = {split: min(counts[split], len(clips)) for split, clips in sets.items()}
+        parts = {split: batch(clips, range(few[split])) for split, clips in sets.items()}
+        maps = {"evidence": {split: part.evidence.float() for split, part in parts.items()}}
+        where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
+        where |= {"seed": self.seed, "progress": self.progress}
+        for method, chosen in methods.items():
+            maps[method] = {
+                split: sweep.explain(method, network, clips, n=few[split], **where, **chosen)[
+                    "maps"
+                ]
+                for split, clips in sets.items()
+            }
+        classes, device = len(sets["train"].classes), device_of(network, "cpu")
+
+        def fresh(seed):
+            return load_model(model, classes, seed=seed).to(device)
+
+        folder = self.folder / "retrained" / dataset / model
+        options["progress"] = self.progress
+        table = metrics.retrain(fresh, parts, maps, folder, recipe, **options)
+        return self.keep(table.assign(dataset=dataset, model=model), "retrained")
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table to ``scores/<name>.csv`` of the run, and return it."""

@@ -73,7 +73,10 @@ def plot_curves(
 
 def _curve(name: str, fractions, values) -> tuple[np.ndarray, np.ndarray]:
     """Return one method's fractions (L+1,) and values (N, L+1), checked."""
-    x, y = (torch.as_tensor(a).detach().cpu().double().numpy() for a in (fractions, values))
+    x, y = (
+        np.asarray(a.detach().cpu() if isinstance(a, torch.Tensor) else a, float)
+        for a in (fractions, values)
+    )
     fits = x.ndim == 1 and y.ndim == 2 and len(y) > 0 and y.shape[1] == len(x)
     given = f"fractions {x.shape}, values {y.shape}"
     checks.require(fits, f"curves[{name!r}]", given, "(L+1,) and (N, L+1)")

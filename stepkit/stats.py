@@ -14,7 +14,8 @@ def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int
     Parameters
     ----------
     values : array-like
-        One number per clip.
+        One number per clip, (N,); or one per clip and training, (N, S): then both are resampled,
+        each by itself, so that the interval also holds what another seed would have given.
     samples : int
         Bootstrap samples.
     level : float
@@ -33,11 +34,17 @@ def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int
     [1.0, 1.0, 1.0, 3.0]
     """
     values = np.asarray(values, dtype=float)
-    require(values.ndim == 1 and len(values) > 0, "values", f"shape {values.shape}", "(N,), N > 0")
+    fits = values.ndim in (1, 2) and values.size > 0
+    require(fits, "values", f"shape {values.shape}", "(N,) or (N, S), not empty")
     require(bool(np.isfinite(values).all()), "values", "NaN or infinity", "finite values")
     require(0 < level < 1, "level", level, "a share between 0 and 1")
     rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(samples, len(values)))].mean(1)
+    clips = rng.integers(len(values), size=(samples, len(values)))
+    if values.ndim == 1:
+        means = values[clips].mean(1)
+    else:
+        trainings = rng.integers(values.shape[1], size=(samples, values.shape[1]))
+        means = values[clips[:, :, None], trainings[:, None]].mean((1, 2))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return pd.Series({"mean": values.mean(), "low": low, "high": high, "n": float(len(values))})
 
@@ -49,26 +56,43 @@ def paired_bootstrap(a, b, **options) -> pd.Series:
     return bootstrap_mean(a - b, **options)
 
 
-def intervals(scores: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
+def intervals(
+    scores: pd.DataFrame, value: str, by: list[str], trainings: str | None = None
+) -> pd.DataFrame:
     """Return mean and interval of ``value`` for each group of rows; one row per clip goes in.
 
-    Columns ``mean, low, high, n``, indexed by ``by``, groups in order of appearance.
-    """
-    groups = scores.groupby(by, sort=False)[value]
-    return groups.apply(lambda v: bootstrap_mean(v.to_numpy())).unstack().loc[:, _COLUMNS]
-
-
-def differences(
-    scores: pd.DataFrame, value: str, by: list[str], method: str = "step"
-) -> pd.DataFrame:
-    """Return ``method`` minus every other method, paired by clip, with intervals.
-
-    ``scores`` has columns ``method``, ``clip``, ``value`` and those of ``by``. Returns columns
-    ``mean, low, high, n``, indexed by ``by`` and the other method.
+    ``trainings`` names the column, such as ``"seed"``, that tells apart several rows of a clip; see
+    `bootstrap_mean`. Columns ``mean, low, high, n``, indexed by ``by``, groups in order of
+    appearance.
     """
     rows = {}
     for group, part in scores.groupby(by, sort=False):
-        wide = part.pivot(index="clip", columns="method", values=value)
+        wide = part[value] if trainings is None else part.pivot(columns=trainings, **_at(value))
+        rows[group] = bootstrap_mean(wide.to_numpy())
+    index = pd.MultiIndex.from_tuples(rows, names=by)
+    return pd.DataFrame(list(rows.values()), index)[_COLUMNS]
+
+
+def _at(value: str) -> dict:
+    return {"index": "clip", "values": value}
+
+
+def differences(
+    scores: pd.DataFrame,
+    value: str,
+    by: list[str],
+    method: str = "step",
+    trainings: str | None = None,
+) -> pd.DataFrame:
+    """Return ``method`` minus every other method, paired by clip, with intervals.
+
+    ``scores`` has columns ``method``, ``clip``, ``value``, those of ``by``, and ``trainings`` as
+    for `intervals`. Returns columns ``mean, low, high, n``, indexed by ``by`` and the other method.
+    """
+    columns = "method" if trainings is None else ["method", trainings]
+    rows = {}
+    for group, part in scores.groupby(by, sort=False):
+        wide = part.pivot(columns=columns, **_at(value))
         require(method in wide, "method", repr(method), "one of " + ", ".join(map(repr, wide)))
         for other in part["method"].unique():
             if other != method:

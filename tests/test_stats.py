@@ -78,7 +78,7 @@ def test_level_widens_the_interval():
     ("call", "argument"),
     [
         (lambda: stats.bootstrap_mean([]), "values"),
-        (lambda: stats.bootstrap_mean([[1.0, 2.0]]), "values"),
+        (lambda: stats.bootstrap_mean([[[1.0, 2.0]]]), "values"),
         (lambda: stats.bootstrap_mean([1.0, float("nan")]), "values"),
         (lambda: stats.bootstrap_mean([1.0], level=0), "level"),
         (lambda: stats.bootstrap_mean([1.0], level=95), "level"),

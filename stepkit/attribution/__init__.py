@@ -30,14 +30,14 @@ from stepkit.attribution.optimised import (
     i_gos,
     meaningful_perturbation,
 )
-from stepkit.attribution.step import Settings, StepResult, heatmap, step
+from stepkit.attribution.step import PRESETS, Settings, StepResult, heatmap, step
 from stepkit.attribution.xrai import xrai
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
 from stepkit.models import check_model, device_of, frozen
 
-__all__ = ["Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
+__all__ = ["PRESETS", "Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
 
 
 TRIED = Path(__file__).with_name("tried.csv")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from torch import Tensor
 
 from stepkit.checks import require
@@ -262,7 +261,7 @@ def _standard_ranks(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Spearman's ρ is Pearson's of the mean ranks. Without a ranking z_p = 0.
     """
-    ranks = rankdata(scores, axis=1)
+    ranks = pd.DataFrame(scores).rank(axis=1).to_numpy(copy=True)
     ranks -= ranks.mean(1, keepdims=True)  # whole or half numbers less (M+1)/2: exact
     ranked = ranks.any(1)
     length = np.sqrt((ranks**2).sum(1, keepdims=True))
