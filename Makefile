@@ -11,6 +11,9 @@ ONLY =
 SET =
 PYTHON ?=
 
+# see stepkit/__init__.py; here for kernels that import torch first
+export GOMP_SPINCOUNT ?= 10000
+
 # One stamp per environment that could be meant, so that activating another one is noticed. It holds
 # the path of the interpreter; a stamp whose interpreter is gone (rm -r .venv) counts for nothing.
 WHERE := $(shell printf '%s' "$(PYTHON)|$$VIRTUAL_ENV|$$CONDA_PREFIX" | cksum | cut -d ' ' -f 1)

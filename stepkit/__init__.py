@@ -4,7 +4,12 @@ The paper "Spatio-Temporal Perturbations for Video Attribution" (STEP, arXiv 210
 library. ``import stepkit as sk``; the names below are its public face.
 """
 
+import os
 from importlib.metadata import version
+
+# PyTorch's threads spin for milliseconds when they have no work, on the cores that STEP's own loops
+# (`stepkit.kernels`) want next: let them sleep. Without effect where torch was imported before.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from stepkit import data, metrics, models, plots, removal, stats, sweep, training, viz
 from stepkit.attribution import attribute, methods, step

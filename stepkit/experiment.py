@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -53,6 +54,30 @@ def options(methods: list[str], preset: str, points: int, removal="blur") -> dic
     return chosen | {m: {name: points} for m, name in _POINTS.items() if m in chosen}
 
 
+class _Held:
+    """A dataset whose samples stay in memory once they are made: every method asks for them."""
+
+    def __init__(self, dataset):
+        self.name, self.length, self.get = (
+            dataset.name,
+            len(dataset),
+            functools.cache(dataset.__getitem__),
+        )
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, i: int):
+        return self.get(i)
+
+
+def evidence_map(clips: Batch) -> Tensor:
+    """Return a map of the known evidence, (N, T, H, W): its pixels all alike, then what is near."""
+    evidence = clips.evidence.float()
+    near = removal.gaussian_blur(evidence, min(evidence.shape[-2:]) / 16)
+    return near.where(evidence == 0, 1.0)
+
+
 @dataclass
 class Experiment:
     """One run and its folder.
@@ -95,6 +120,7 @@ class Experiment:
     device: str = ""
     progress: bool = False
     _models: dict = field(default_factory=dict, repr=False)
+    _tests: dict = field(default_factory=dict, repr=False)
     _batches: dict = field(default_factory=dict, repr=False)
     _colours: dict = field(default_factory=dict, repr=False)
 
@@ -126,9 +152,14 @@ class Experiment:
     def batch(self, dataset: str) -> Batch:
         """Return the test clips that are explained, of all classes in turn."""
         if dataset not in self._batches:
-            test = self.dataset(dataset)
+            test = self._test(dataset)
             self._batches[dataset] = batch(test, range(min(self.clips, len(test))))
         return self._batches[dataset]
+
+    def _test(self, dataset: str) -> "_Held":
+        if dataset not in self._tests:
+            self._tests[dataset] = _Held(self.dataset(dataset))
+        return self._tests[dataset]
 
     def example(self, dataset: str) -> int:
         """Return which of the test clips to draw: the second that has a box in every frame."""
@@ -146,6 +177,9 @@ class Experiment:
             name = model.removesuffix(UNPERTURBED)
             recipe = quick(name, dataset)
             share = recipe.removal_share if name == model else 0.0
+            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            # a GPU trains faster than one process draws clips; on a CPU the two would compete
+            workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
             recipe = replace(recipe, batch_size=self.batch_size, removal_share=share)
             network, *known = fit(
                 name,
@@ -155,7 +189,8 @@ class Experiment:
                 replace(recipe, epochs=self.epochs or recipe.epochs),
                 seed=self.seed,
                 shipped=not self.retrain,
-                device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                device=device,
+                workers=workers,
                 progress=self.progress,
             )
             self._models[key] = prepare(network), *known
@@ -178,7 +213,7 @@ class Experiment:
 
         ``"step@cylinder"`` is method ``"step"`` with ``options`` that deserve a name and a folder.
         """
-        test = self.dataset(dataset)
+        test = self._test(dataset)
         return sweep.explain(
             method.partition("@")[0],
             self.fit(model, dataset)[0],
@@ -230,6 +265,7 @@ class Experiment:
         """
         maps = {m: self.explain(m, model, dataset, **kw)["maps"] for m, kw in methods.items()}
         shown, network = self.batch(dataset), self.fit(model, dataset)[0]
+        options = {"unit": "patch"} | options
         given = options.pop("baseline", None)
         baseline = removal.named(given or self.mean_colour(dataset))
         made_of = fingerprint(shown.clips, shown.targets, *network.state_dict().values())
@@ -237,7 +273,7 @@ class Experiment:
         named = options | ({"baseline": baseline.name} if given else {})
         named = [f"{k}={v}" for k, v in sorted(named.items()) if k not in ("unit", "steps")]
         place = self.folder / "curves" / dataset / model
-        place /= "_".join([options.get("unit", "patch"), *named])
+        place /= "_".join([options["unit"], *named])
         found, keys, todo = {}, {}, {}
         for method, of_method in maps.items():
             key = hashlib.sha256(f"{facts} {fingerprint(of_method)}".encode()).hexdigest()
@@ -342,6 +378,12 @@ class Experiment:
             logits = network(clips.to(device_of(network, "cpu"))).cpu()
         return probability(logits, self.batch(dataset).targets)
 
+    def table(self, name: str) -> pd.DataFrame:
+        """Read ``scores/<name>.csv``, which an earlier notebook of the run wrote."""
+        path = self.folder / "scores" / f"{name}.csv"
+        require(path.is_file(), "table", f"no {path}", "the notebook that makes it to have run")
+        return pd.read_csv(path)
+
     def claims(self) -> pd.DataFrame:
         """Gather the notebooks' ``scores/claims_*.csv`` into ``scores/claims.csv``."""
         parts = {path.stem[7:]: path for path in sorted(self.folder.glob("scores/claims_*.csv"))}
@@ -349,21 +391,21 @@ class Experiment:
             len(parts) > 0, "claims", f"none in {self.folder}", "notebooks 03 to 06 to have run"
         )
         table = pd.concat({number: pd.read_csv(path) for number, path in parts.items()})
-        first = ["notebook", "claim", "dataset", "model", "unit", "against"]
+        first = ["notebook", "claim", "dataset", "model", "unit", "ratio", "against"]
         last = ["mean", "low", "high", "verdict"]
         table = table.rename_axis(["notebook", None]).reset_index("notebook")
         return self.keep(table.reindex(columns=first + last).reset_index(drop=True), "claims")
 
-    def figure(self, name: str, picture: Figure, about: str) -> Figure:
+    def figure(self, name: str, picture: Figure, about: str, **settings) -> Figure:
         """Write a picture to ``figures/<name>.png`` and ``.svg`` of the run, and return it.
 
-        ``<name>.json`` says which run made it: the experiment's settings, and versions.
+        ``<name>.json`` says which run made it: the experiment's settings, others, and versions.
         """
         place = self.folder / "figures"
         place.mkdir(parents=True, exist_ok=True)
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
-        made = {"out": self.folder.name, "data": bool(self.data)}  # no paths of this machine
-        made = {"figure": name, "about": about, "run": settings | made}
+        settings |= {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        settings |= {"out": self.folder.name, "data": bool(self.data)}  # no paths of this machine
+        made = {"figure": name, "about": about, "run": settings}
         made["versions"] = {name: version(name) for name in ("stepkit", "torch", "matplotlib")}
         text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
         with matplotlib.rc_context({"svg.hashsalt": "stepkit"}):  # the same picture, the same bytes
@@ -386,13 +428,13 @@ class Experiment:
 
         ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
         used, fewer where a part is smaller. Beside the methods stands ``"evidence"``, the known
-        pixels (or boxes) themselves: what a perfect map would reach.
+        pixels (or boxes) themselves, see `evidence_map`.
         """
         network = self.fit(model, dataset)[0]
         sets = {split: self.dataset(dataset, split, n) for split, n in counts.items()}
         few = {split: min(counts[split], len(clips)) for split, clips in sets.items()}
         parts = {split: batch(clips, range(few[split])) for split, clips in sets.items()}
-        maps = {"evidence": {split: part.evidence.float() for split, part in parts.items()}}
+        maps = {"evidence": {split: evidence_map(part) for split, part in parts.items()}}
         where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
         where |= {"seed": self.seed, "progress": self.progress}
         for method, chosen in methods.items():

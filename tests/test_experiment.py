@@ -1,13 +1,16 @@
 """What the notebooks share: found again where it was made, and as the library says by itself."""
 
+import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 import stepkit as sk
 from stepkit import metrics
-from stepkit.experiment import PAPER_METHODS, Experiment, options
+from stepkit.experiment import PAPER_METHODS, Experiment, evidence_map, options
+from stepkit.training import QUICK
 
 DATASET, MODEL = "appearance", "r2plus1d_narrow"
 CHEAP = {"random": {}, "gradient": {}, "grad_cam": {}}
@@ -124,3 +127,49 @@ def test_the_clip_to_draw_has_a_box_in_every_frame(run, monkeypatch):
         monkeypatch.setattr(run, "batch", lambda _, given=given: given)
         assert run.example(DATASET) == expected
         monkeypatch.undo()
+
+
+def test_retraining_is_that_of_the_library_and_knows_the_evidence(tmp_path):
+    run = Experiment(str(tmp_path), frames=4, size=32, clips=12)
+    recipe = replace(QUICK, epochs=1, removal_share=0.0)
+    counts = {"train": 12, "val": 6, "test": 6}
+    trials = run.retrained({"random": {}}, MODEL, DATASET, counts, recipe, ratios=(0.1,))
+    assert trials.groupby("method", sort=False).size().to_dict() == {"evidence": 6, "random": 6}
+    assert run.table("retrained")["correct"].tolist() == trials["correct"].tolist()
+
+
+def test_the_map_of_the_evidence_ranks_its_pixels_first_and_then_what_is_near(run):
+    shown = run.batch(DATASET)
+    ideal = evidence_map(shown)
+    assert (ideal[shown.masks] == 1).all()
+    assert ideal[~shown.masks].max() < 1
+    near = torch.nn.functional.max_pool2d(shown.masks.float(), 3, 1, 1).bool() & ~shown.masks
+    assert ideal[near].min() > ideal[:, :, 0, 0].max()
+
+
+def test_a_figure_is_written_twice_alike_and_says_what_made_it(run):
+    names = [f"one.{kind}" for kind in ("json", "png", "svg")]
+    written = []
+    for _ in range(2):
+        run.figure("one", sk.show(torch.zeros(3, 2, 16, 16)), "nothing", preset="fast")
+        written.append([(run.folder / "figures" / name).read_bytes() for name in names])
+    assert written[0] == written[1]
+    made = json.loads(written[0][0])
+    assert made["about"] == "nothing"
+    assert made["run"]["preset"] == "fast"
+    assert made["run"]["clips"] == 2
+    assert str(run.folder) not in written[0][0].decode()
+
+
+def test_claims_of_all_notebooks_in_one_table(run):
+    with pytest.raises(ValueError, match="notebooks 03 to 06"):
+        run.claims()
+    rows = {"claim": ["c"], "mean": [1.0], "low": [0.5], "high": [1.5], "verdict": ["holds"]}
+    run.keep(pd.DataFrame(rows), "claims_04")
+    run.keep(pd.DataFrame(rows).assign(dataset="d"), "claims_03")
+    found = run.claims()
+    assert found["notebook"].tolist() == ["03", "04"]
+    assert found["verdict"].tolist() == ["holds", "holds"]
+    assert len(run.table("claims")) == 2
+    with pytest.raises(ValueError, match=r"table: got no .*none\.csv"):
+        run.table("none")

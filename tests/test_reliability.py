@@ -12,6 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 import stepkit as sk
+from stepkit import metrics
 from stepkit.metrics import agreement, reliability, reliability_gap, reliability_table
 
 
@@ -282,6 +283,25 @@ def test_the_gap_of_two_alphas_is_taken_on_the_same_clips(table):
     # a metric and its mirror image: no gap, and none in any bootstrap sample
     mirrored = table.assign(deletion=-table["insertion"])
     assert reliability_gap(mirrored, ["dataset"]).to_numpy().tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_the_difference_of_two_alphas_takes_their_options():
+    rng = np.random.default_rng(0)
+    A, r = rng.random((8, 4)), rng.random(8)
+    one = {"scores": A, "random_scores": r}
+    found = metrics.alpha_difference(one | {"include_random": True}, one)
+    expected = reliability(A, r, include_random=True).alpha - reliability(A, r).alpha
+    assert found["mean"] == pytest.approx(expected)
+    assert metrics.alpha_difference(one, one).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("decimals", [1, 8])  # with and without ties
+def test_rank_correlation_is_spearmans(decimals):
+    rng = np.random.default_rng(0)
+    A, B = rng.random((6, 20)).round(decimals), rng.random((6, 20)).round(decimals)
+    expected = [spearmanr(a, b)[0] for a, b in zip(A, B, strict=True)]
+    np.testing.assert_allclose(metrics.rank_correlation(A, B), expected)
+    assert np.isnan(metrics.rank_correlation([[1.0, 1.0]], [[1.0, 2.0]])).all()
 
 
 def test_agreement_with_the_truth_is_spearmans_rho_clip_by_clip():

@@ -10,7 +10,7 @@ import pytest
 
 from stepkit import report
 from stepkit.__main__ import main
-from stepkit.reproduce import find_notebooks, parameters, plan, read_profile, reproduce
+from stepkit.reproduce import ROOT, find_notebooks, parameters, plan, read_profile, reproduce
 
 DEFAULTS = """\
 out: str = ""  # folder of the run
@@ -138,6 +138,14 @@ def test_a_wrong_profile_is_refused(root, text, message):
         jobs(root, "wrong")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_profile_fits_the_notebooks(path):
+    profile = read_profile(ROOT, path.stem)
+    found = plan(ROOT, profile, [], [], ROOT if profile.data_required else None, ROOT / "runs")
+    assert found
+    assert profile.about
+
+
 def test_a_profile_can_name_its_notebooks(root):
     (root / "params" / "part.yaml").write_text("only: [1, '02']\n")
     assert [job.notebook.name[:2] for job in jobs(root, "part")] == ["01", "02"]
@@ -155,6 +163,9 @@ def test_parameters_come_with_their_defaults(root):
     assert list(parameters(path)) == ["out", "data", "seed", "rate", "areas", "fast"]
 
 
+MADE = [("figures", "fig.svg"), ("scores", "claims.csv")]
+
+
 @pytest.mark.usefixtures("other_kernel")
 def test_a_run(tmp_path, capfd):
     """Order, parameters, folder, interpreter, report, stored outputs: one run shows them all."""
@@ -169,7 +180,10 @@ def test_a_run(tmp_path, capfd):
         "import ipywidgets\nipywidgets.IntSlider()",
         LOGGED.replace("NAME", '"first "'),
     )
-    notebook(root, "01_second", LOGGED.replace("NAME", '"second "'), "1 / 3")
+    makes = "\n".join(
+        f'os.makedirs(f"{{out}}/{d}"); open(f"{{out}}/{d}/{n}", "w")' for d, n in MADE
+    )
+    notebook(root, "01_second", LOGGED.replace("NAME", '"second "'), "1 / 3", f"import os\n{makes}")
     before = nbformat.read(first, 4)
 
     assert reproduce(store=True, root=root) == 0
@@ -189,6 +203,9 @@ def test_a_run(tmp_path, capfd):
     for said in ("Title 00_first", "Title 01_second", "0.333", "notebooks/00_first.ipynb", "torch"):
         assert said in page
     assert "stopped</td>" not in page
+
+    assert (root / "figures" / "fig.svg").is_file()
+    assert (root / "results" / "claims.csv").is_file()
 
     stored = nbformat.read(first, 4)
     assert [cell.source for cell in stored.cells] == [cell.source for cell in before.cells]

@@ -35,6 +35,26 @@ def test_interval_is_that_of_all_resamples():
         assert np.mean(means < edge - 1e-12) <= share + sampling
 
 
+def test_trainings_are_resampled_beside_the_clips():
+    values = np.random.default_rng(1).normal(size=(5, 3))
+    found = stats.bootstrap_mean(values, samples=200, seed=2)
+    rng = np.random.default_rng(2)
+    clips, trainings = rng.integers(5, size=(200, 5)), rng.integers(3, size=(200, 3))
+    means = [values[np.ix_(c, t)].mean() for c, t in zip(clips, trainings, strict=True)]
+    assert found["mean"] == pytest.approx(values.mean())
+    np.testing.assert_allclose(found[["low", "high"]], np.quantile(means, [0.025, 0.975]))
+
+
+def test_an_interval_over_trainings_holds_both_of_two_that_lie_apart():
+    rows = [(c, s, float(s)) for c in range(50) for s in (0, 1)]
+    table = pd.DataFrame(rows, columns=["clip", "seed", "x"]).assign(group="a", method="step")
+    found = stats.intervals(table, "x", ["group"], trainings="seed")
+    assert found.iloc[0].tolist() == [0.5, 0, 1, 50]
+    both = pd.concat([table, table.assign(method="other", x=0.0)])
+    gaps = stats.differences(both, "x", ["group"], trainings="seed")
+    assert gaps.iloc[0].tolist() == [0.5, 0, 1, 50]
+
+
 def test_paired_bootstrap_is_that_of_the_differences():
     a, b = draw(9), draw(9, seed=1)
     found = stats.paired_bootstrap(a, b, samples=300, seed=5)
