@@ -65,12 +65,13 @@ def intervals(
     `bootstrap_mean`. Columns ``mean, low, high, n``, indexed by ``by``, groups in order of
     appearance.
     """
-    rows = {}
-    for group, part in scores.groupby(by, sort=False):
+    columns = [value] if trainings is None else ["clip", trainings, value]
+
+    def interval(part):
         wide = part[value] if trainings is None else part.pivot(columns=trainings, **_at(value))
-        rows[group] = bootstrap_mean(wide.to_numpy())
-    index = pd.MultiIndex.from_tuples(rows, names=by)
-    return pd.DataFrame(list(rows.values()), index)[_COLUMNS]
+        return bootstrap_mean(wide.to_numpy())
+
+    return scores.groupby(by, sort=False)[columns].apply(interval)[_COLUMNS]
 
 
 def _at(value: str) -> dict:
