@@ -252,7 +252,8 @@ class Experiment:
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         table = table.reindex(columns=["forward", "backward", "seconds", "refused"]).reset_index()
         self.keep(table, f"cost_{model}_{dataset}")
-        return maps, table.set_index("method").assign(refused=table["refused"].fillna("").values)
+        refused = table["refused"].astype(object).fillna("")
+        return maps, table.assign(refused=refused).set_index("method")
 
     def curves(
         self, methods: dict[str, dict], model: str, dataset: str, **options

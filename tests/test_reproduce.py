@@ -270,8 +270,8 @@ def test_outputs_are_not_stored_in_a_notebook_edited_meanwhile(tmp_path):
         report.store(executed, path, {})
 
 
-def test_only_the_defaults_are_stored(root):
-    with pytest.raises(ValueError, match="--store keeps what the defaults make"):
+def test_only_what_a_profile_makes_is_stored(root):
+    with pytest.raises(ValueError, match="--store keeps what a profile makes"):
         reproduce(store=True, settings=["seed=1"], root=root)
 
 
