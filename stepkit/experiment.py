@@ -54,6 +54,10 @@ def options(methods: list[str], preset: str, points: int, removal="blur") -> dic
     return chosen | {m: {name: points} for m, name in _POINTS.items() if m in chosen}
 
 
+def _fresh(model: str, classes: int, device, seed: int) -> nn.Module:
+    return load_model(model, classes, seed=seed).to(device)
+
+
 class _Held:
     """A dataset whose samples stay in memory once they are made: every method asks for them."""
 
@@ -419,41 +423,44 @@ class Experiment:
     def retrained(
         self,
         methods: dict[str, dict],
-        model: str,
-        dataset: str,
+        models: list[str],
+        datasets: list[str],
         counts: dict[str, int],
         recipe: Recipe,
         **options,
     ) -> pd.DataFrame:
-        """Retrain on what each method keeps or removes (Fig. 8); see `stepkit.metrics.retrain`.
+        """Retrain on what each method keeps or removes (Fig. 8); kept as ``scores/retrained.csv``.
 
         ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
         used, fewer where a part is smaller. Beside the methods stands ``"evidence"``, the known
-        pixels (or boxes) themselves, see `evidence_map`.
+        pixels (or boxes) themselves, see `evidence_map`. ``options`` and the rows are those of
+        `stepkit.metrics.retrain`, with ``dataset`` and ``model``.
         """
-        network = self.fit(model, dataset)[0]
-        sets = {split: self.dataset(dataset, split, n) for split, n in counts.items()}
-        few = {split: min(counts[split], len(clips)) for split, clips in sets.items()}
-        parts = {split: batch(clips, range(few[split])) for split, clips in sets.items()}
-        maps = {"evidence": {split: evidence_map(part) for split, part in parts.items()}}
-        where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
-        where |= {"seed": self.seed, "progress": self.progress}
-        for method, chosen in methods.items():
-            maps[method] = {
-                split: sweep.explain(method, network, clips, n=few[split], **where, **chosen)[
-                    "maps"
-                ]
-                for split, clips in sets.items()
-            }
-        classes, device = len(sets["train"].classes), device_of(network, "cpu")
-
-        def fresh(seed):
-            return load_model(model, classes, seed=seed).to(device)
-
-        folder = self.folder / "retrained" / dataset / model
-        options["progress"] = self.progress
-        table = metrics.retrain(fresh, parts, maps, folder, recipe, **options)
-        return self.keep(table.assign(dataset=dataset, model=model), "retrained")
+        tables = []
+        for dataset, model in itertools.product(datasets, models):
+            sets = {split: self.dataset(dataset, split, n) for split, n in counts.items()}
+            few = {split: min(counts[split], len(clips)) for split, clips in sets.items()}
+            classes = len(sets["train"].classes)
+            sets = {split: _Held(clips) for split, clips in sets.items()}
+            parts = {split: batch(clips, range(few[split])) for split, clips in sets.items()}
+            network = self.fit(model, dataset)[0]
+            maps = {"evidence": {split: evidence_map(part) for split, part in parts.items()}}
+            where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
+            where |= {"seed": self.seed, "progress": self.progress}
+            for method, own in methods.items():
+                maps[method] = {
+                    split: sweep.explain(method, network, clips, n=few[split], **where, **own)[
+                        "maps"
+                    ]
+                    for split, clips in sets.items()
+                }
+            device = device_of(network, "cpu")
+            fresh = functools.partial(_fresh, model, classes, device)
+            folder = self.folder / "retrained" / dataset / model
+            known = {"progress": self.progress} | options
+            table = metrics.retrain(fresh, parts, maps, folder, recipe, **known)
+            tables.append(table.assign(dataset=dataset, model=model))
+        return self.keep(pd.concat(tables, ignore_index=True), "retrained")
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table to ``scores/<name>.csv`` of the run, and return it."""

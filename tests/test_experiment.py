@@ -133,7 +133,7 @@ def test_retraining_is_that_of_the_library_and_knows_the_evidence(tmp_path):
     run = Experiment(str(tmp_path), frames=4, size=32, clips=12)
     recipe = replace(QUICK, epochs=1, removal_share=0.0)
     counts = {"train": 12, "val": 6, "test": 6}
-    trials = run.retrained({"random": {}}, MODEL, DATASET, counts, recipe, ratios=(0.1,))
+    trials = run.retrained({"random": {}}, [MODEL], [DATASET], counts, recipe, ratios=(0.1,))
     assert trials.groupby("method", sort=False).size().to_dict() == {"evidence": 6, "random": 6}
     assert run.table("retrained")["correct"].tolist() == trials["correct"].tolist()
 
