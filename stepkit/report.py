@@ -52,6 +52,27 @@ def keep(folder: Path, pattern: str, place: Path) -> int:
     return len(files)
 
 
+def keep_claims(folder: Path, profile: str, path: Path) -> int:
+    """Put a run's claims into the table of all runs, in place of its earlier ones; count them."""
+    if not any(folder.glob("scores/claims_*.csv")):
+        return 0
+    import pandas as pd
+
+    from stepkit.experiment import Experiment
+    from stepkit.files import write_whole
+
+    claims = Experiment(str(folder)).claims()
+    claims.insert(0, "profile", profile)
+    tables = [claims]
+    if path.is_file():
+        known = pd.read_csv(path, dtype={"notebook": str})
+        tables.insert(0, known[known["profile"] != profile])
+    table = pd.concat(tables).sort_values("profile", ascending=False, kind="stable")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda partial: table.to_csv(partial, index=False))
+    return len(claims)
+
+
 def store(executed: Path, notebook: Path, names: dict[Path, str]) -> None:
     """Copy the outputs of ``executed`` into ``notebook``, which keeps everything else it has.
 

@@ -57,9 +57,10 @@ def reproduce(
         Where runs go, ``runs`` in the clone by default; the folder of this run is passed to the
         notebooks that have a parameter ``out``.
     store : bool
-        Afterwards keep what the run made where git sees it: outputs in the notebooks themselves,
-        ``figures/`` and ``results/claims.csv``. Of another profile than ``"quick"``: its figures
-        and scores in ``figures/<profile>/`` and ``results/<profile>/``.
+        Afterwards keep what the run made where git sees it: its claims among those of other
+        profiles in ``results/claims.csv``; of ``"quick"``, outputs in the notebooks themselves and
+        ``figures/``; of another, figures and scores in ``figures/<profile>/`` and
+        ``results/<profile>/``.
     root : Path
         The clone.
 
@@ -94,10 +95,9 @@ def reproduce(
         for job in jobs if profile == QUICK else ():
             report.store(job.executed, job.notebook, {folder: f"runs/{profile}", root: "."})
         kept = report.keep(folder, "figures/*", root / "figures" / own)
-        kept += report.keep(
-            folder, f"scores/{'*' if own else 'claims'}.csv", root / "results" / own
-        )
-        print(f"Stored the outputs of {len(jobs)} notebooks and {kept} files")
+        kept += report.keep(folder, "scores/*.csv", root / "results" / own) if own else 0
+        claims = report.keep_claims(folder, profile, root / "results" / "claims.csv")
+        print(f"Stored the outputs of {len(jobs)} notebooks, {kept} files, {claims} claims")
     return status
 
 

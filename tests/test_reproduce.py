@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from stepkit import report
@@ -163,7 +164,8 @@ def test_parameters_come_with_their_defaults(root):
     assert list(parameters(path)) == ["out", "data", "seed", "rate", "areas", "fast"]
 
 
-MADE = [("figures", "fig.svg"), ("scores", "claims.csv")]
+MADE = [("figures", "fig.svg"), ("scores", "claims_03.csv")]
+CLAIM = "claim,mean,low,high,verdict\nSTEP leads,0.1,0.0,0.2,undecided\n"
 
 
 @pytest.mark.usefixtures("other_kernel")
@@ -181,7 +183,8 @@ def test_a_run(tmp_path, capfd):
         LOGGED.replace("NAME", '"first "'),
     )
     makes = "\n".join(
-        f'os.makedirs(f"{{out}}/{d}"); open(f"{{out}}/{d}/{n}", "w")' for d, n in MADE
+        f'os.makedirs(f"{{out}}/{d}"); open(f"{{out}}/{d}/{n}", "w").write({CLAIM!r})'
+        for d, n in MADE
     )
     notebook(root, "01_second", LOGGED.replace("NAME", '"second "'), "1 / 3", f"import os\n{makes}")
     before = nbformat.read(first, 4)
@@ -205,7 +208,10 @@ def test_a_run(tmp_path, capfd):
     assert "stopped</td>" not in page
 
     assert (root / "figures" / "fig.svg").is_file()
-    assert (root / "results" / "claims.csv").is_file()
+    claims = pd.read_csv(root / "results" / "claims.csv", dtype={"notebook": str})
+    assert claims[["profile", "notebook", "verdict"]].to_numpy().tolist() == [
+        ["quick", "03", "undecided"]
+    ]
 
     stored = nbformat.read(first, 4)
     assert [cell.source for cell in stored.cells] == [cell.source for cell in before.cells]
@@ -302,3 +308,19 @@ def test_the_command_line_itself_imports_nothing_heavy():
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert "argparse" in loaded
     assert not {"papermill", "nbconvert", "nbformat", "torch", "yaml"} & set(loaded)
+
+
+def test_claims_of_profiles_stand_side_by_side_and_are_replaced(tmp_path):
+    for profile, verdict in (("quick", "holds"), ("gpu", "undecided"), ("quick", "does not hold")):
+        scores = tmp_path / profile / "scores"
+        scores.mkdir(parents=True, exist_ok=True)
+        (scores / "claims_05.csv").write_text(f"claim,mean,verdict\nSTEP leads,0.1,{verdict}\n")
+        assert report.keep_claims(tmp_path / profile, profile, tmp_path / "claims.csv") == 1
+    kept = pd.read_csv(tmp_path / "claims.csv")
+    assert kept["profile"].tolist() == ["quick", "gpu"]
+    assert kept["verdict"].tolist() == ["does not hold", "undecided"]
+
+
+def test_a_run_without_claims_leaves_the_table_alone(tmp_path):
+    assert report.keep_claims(tmp_path, "quick", tmp_path / "claims.csv") == 0
+    assert not (tmp_path / "claims.csv").exists()
