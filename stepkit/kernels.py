@@ -190,7 +190,7 @@ class _Read(torch.autograd.Function):
         mask = mask.contiguous()
         n, a, *size = mask.shape
         out = mask.new_empty(n, a, ladder.shape[5], *size)
-        _parallel(_read, n * a * size[0], ladder.numpy(), mask.detach().numpy(), out.numpy())
+        _parallel(_read, n * size[0], ladder.numpy(), mask.detach().numpy(), out.numpy())
         ctx.save_for_backward(ladder, mask)
         return out
 
@@ -200,8 +200,7 @@ class _Read(torch.autograd.Function):
         ladder, mask = ctx.saved_tensors
         gradient = torch.empty_like(mask)
         given = ladder, mask.detach(), upstream.contiguous(), gradient
-        frames = mask.shape[0] * mask.shape[1] * mask.shape[2]
-        _parallel(_read_back, frames, *(x.numpy() for x in given))
+        _parallel(_read_back, mask.shape[0] * mask.shape[2], *(x.numpy() for x in given))
         return None, gradient
 
 
@@ -219,15 +218,16 @@ def _read(ladder, mask, out, first, last):
     _, areas, frames, height, width = mask.shape
     steps, channels = ladder.shape[4] - 1, ladder.shape[5]
     for frame in range(first, last):
-        n, a, t = frame // (areas * frames), frame // frames % areas, frame % frames
+        n, t = frame // frames, frame % frames
         for y in range(height):
-            for x in range(width):
-                at, rung = _rung(mask[n, a, t, y, x], steps)
-                share = _f(at - rung)
-                for c in range(channels):
-                    below = ladder[n, t, y, x, rung, c]
-                    above = ladder[n, t, y, x, rung + 1, c]
-                    out[n, a, c, t, y, x] = below + share * (above - below)
+            for a in range(areas):  # while the row's ladder is at hand
+                for x in range(width):
+                    at, rung = _rung(mask[n, a, t, y, x], steps)
+                    share = _f(at - rung)
+                    for c in range(channels):
+                        below = ladder[n, t, y, x, rung, c]
+                        above = ladder[n, t, y, x, rung + 1, c]
+                        out[n, a, c, t, y, x] = below + share * (above - below)
 
 
 @_compiled
@@ -235,15 +235,16 @@ def _read_back(ladder, mask, upstream, gradient, first, last):
     _, areas, frames, height, width = mask.shape
     steps, channels = ladder.shape[4] - 1, ladder.shape[5]
     for frame in range(first, last):
-        n, a, t = frame // (areas * frames), frame // frames % areas, frame % frames
+        n, t = frame // frames, frame % frames
         for y in range(height):
-            for x in range(width):
-                _, rung = _rung(mask[n, a, t, y, x], steps)
-                slope = _f(0)
-                for c in range(channels):
-                    rise = ladder[n, t, y, x, rung + 1, c] - ladder[n, t, y, x, rung, c]
-                    slope += upstream[n, a, c, t, y, x] * rise
-                gradient[n, a, t, y, x] = slope * steps
+            for a in range(areas):
+                for x in range(width):
+                    _, rung = _rung(mask[n, a, t, y, x], steps)
+                    slope = _f(0)
+                    for c in range(channels):
+                        rise = ladder[n, t, y, x, rung + 1, c] - ladder[n, t, y, x, rung, c]
+                        slope += upstream[n, a, c, t, y, x] * rise
+                    gradient[n, a, t, y, x] = slope * steps
 
 
 # --------------------------------------------------------------------------------- largest values

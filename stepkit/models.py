@@ -298,7 +298,7 @@ _OURS = (_VideoBlock, _VideoBottleneck, _ImageBlock, _ImageBottleneck)
 _RESIDUAL = {ours.__base__: ours for ours in _OURS}
 
 
-def prepare(model: nn.Module) -> nn.Module:
+def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = False) -> nn.Module:
     """Return a copy of the model that explains faster: the same function, and the same layers.
 
     In evaluation mode, its parameters frozen, each batch normalisation folded into the convolution
@@ -311,6 +311,14 @@ def prepare(model: nn.Module) -> nn.Module:
     ----------
     model : nn.Module
         Any; left as it is. What ``torch.fx`` cannot trace is searched part by part.
+    precision : str, optional
+        ``"bfloat16"``: the layers compute in it, clips and logits stay float32. Worth it where the
+        hardware multiplies such numbers, slower elsewhere. ``"auto"``: where `has_bfloat16` says
+        so. By default the model's own.
+    compiled : bool
+        Compile with ``torch.compile``, anew for each shape of the clips, which takes a minute or
+        two and, on a CPU, a C++ compiler. Worth it for many iterations of one shape. Methods that
+        look at layers, or change them, go the uncompiled way.
 
     Examples
     --------
@@ -318,16 +326,45 @@ def prepare(model: nn.Module) -> nn.Module:
     >>> model.training
     False
     """
+    one_of("precision", precision, (None, "bfloat16", "auto"))
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for conv, norm in list(_foldable(model)):
         folded = fuse_conv_bn_eval(model.get_submodule(conv), model.get_submodule(norm))
         model.set_submodule(conv, folded.requires_grad_(False))
         model.set_submodule(norm, nn.Identity())
+    if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device_of(model, "cpu"))):
+        model.bfloat16()
+        model.register_forward_pre_hook(_narrowed)
+        model.register_forward_hook(_widened)
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             layer.to(memory_format=formats[layer.weight.ndim])
+    if compiled:
+        # one shape, one program: what would serve all shapes serves none of them well
+        model.compile(dynamic=False)
     return model
+
+
+def _narrowed(model, given):
+    return tuple(x.bfloat16() for x in given)
+
+
+def _widened(model, given, logits):
+    return logits.float() if isinstance(logits, Tensor) else logits
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 in hardware: AMX, AVX512-BF16, a recent GPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def precision_of(model: nn.Module, default: torch.dtype = torch.float32) -> str:
+    """Return in what a model computes, such as "float32": the type of its first parameter."""
+    first = next(model.parameters(), None)
+    return str(default if first is None else first.dtype).removeprefix("torch.")
 
 
 def _foldable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -350,6 +387,13 @@ def _foldable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
             fits = pair in ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
             if fits and norm.running_mean is not None:
                 yield prefix + before.target, prefix + node.target
+
+
+def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
+    """Let a model that `prepare` compiled run layer by layer inside, so that hooks are called."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -391,7 +435,7 @@ def check_model(model: nn.Module, clips: Tensor, gradient: bool = False) -> int:
         would be applied twice, and every attribution would be wrong in silence). With
         ``gradient=True`` also: no gradient reaches the clips, as behind a ``torch.no_grad``.
     """
-    with torch.set_grad_enabled(gradient):
+    with torch.set_grad_enabled(gradient), uncompiled(model):  # once is not worth compiling for
         clips = clips.detach().requires_grad_(gradient)
         logits = model(clips)
     given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -1,5 +1,8 @@
 """Cutting a clip into pieces that hang together: SLIC supervoxels, by scikit-image."""
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from skimage.segmentation import slic
@@ -53,3 +56,12 @@ def supervoxels(clip: Tensor, segments: int, sigma: float = 0.8) -> Tensor:
     )
     numbered = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
     return torch.from_numpy(numbered.astype(np.int64)).to(clip.device)
+
+
+def side_by_side(cut: Callable, *pieces: Iterable) -> list:
+    """Return ``cut(*piece)`` of each piece, on as many threads as torch has.
+
+    scikit-image lets go of the interpreter while it cuts.
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(cut, *pieces))

@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.video import mvit_v2_s, r2plus1d_18, s3d, swin3d_t
 
+import stepkit as sk
+from stepkit import models
+from stepkit.attribution.cost import counted
 from stepkit.models import (
     DetachedLSTM,
     check_model,
@@ -15,6 +19,7 @@ from stepkit.models import (
     frozen,
     load_model,
     out_of_place,
+    precision_of,
     prepare,
     probability,
 )
@@ -132,6 +137,60 @@ def test_prepare_folds_no_normalisation_that_others_need():
     assert all(isinstance(norm, nn.BatchNorm3d) for norm in kept)
     with torch.no_grad():
         torch.testing.assert_close(ready(clips().double()), model(clips().double()))
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_narrow", "r50l_narrow"])
+def test_prepare_in_bfloat16_takes_and_gives_float32(name):
+    model = with_statistics(load_model(name, 5)).eval()
+    low, x, found = prepare(model, "bfloat16"), clips(2, 4, 32).requires_grad_(), []
+    assert precision_of(model) == precision_of(prepare(model)) == "float32"
+    assert precision_of(low) == "bfloat16"
+    for network in (prepare(model), low):
+        logits = network(x)
+        found.append((logits, torch.autograd.grad(logits[:, 1].sum(), x)[0]))
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(rounded, exact)
+        assert torch.cosine_similarity(rounded.flatten(), exact.flatten(), 0) > 0.98
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_prepare_takes_the_fast_precision_of_the_device(fast, monkeypatch):
+    monkeypatch.setattr(models, "has_bfloat16", lambda device: fast)
+    ready = prepare(load_model("r2plus1d_narrow", 5), "auto")
+    assert precision_of(ready) == ("bfloat16" if fast else "float32")
+
+
+def test_prepare_refuses_other_precisions():
+    with pytest.raises(ValueError, match="precision: got 'int8', expected one of"):
+        prepare(load_model("r2plus1d_narrow", 5), "int8")
+
+
+class Small(nn.Module):
+    """Compiled in seconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv3d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3, 4)))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_gives_the_same_and_its_layers_can_be_seen():
+    model, x = Small().eval(), clips(2, 4, 16)
+    ready = prepare(model, compiled=True)
+    for method, options in {"gradient": {}, "grad_cam": {"layer": "conv"}, "deeplift": {}}.items():
+        torch.testing.assert_close(
+            sk.attribute(method, ready, x, [0, 1], **options),
+            sk.attribute(method, model, x, [0, 1], **options),
+        )
+    with counted(ready) as passes, torch.no_grad():
+        ready(x)
+    assert passes["forward"] == 2
+    with torch.no_grad():
+        torch.testing.assert_close(copy.deepcopy(ready)(x), model(x))
 
 
 @pytest.mark.parametrize("build", [lambda: r2plus1d_18(weights=None), lambda: resnet18()])

@@ -18,6 +18,7 @@ from torch import nn
 from stepkit import removal
 from stepkit.attribution import Settings, StepResult, attribute, heatmap, step
 from stepkit.attribution.step import PRESETS
+from stepkit.models import prepare
 
 SIZE = (3, 6, 7)  # T, H, W
 QUICK = {"iterations": 4, "areas": (0.1, 0.4), "learning_rate": 0.01}
@@ -151,6 +152,12 @@ def test_result_has_the_documented_shapes_dtype_and_range():
     assert not found.interrupted
     assert found.precision == "float32"
     assert found.device == "cpu"
+
+
+def test_result_says_in_which_precision_the_model_ran():
+    found = step(prepare(Sensor(), "bfloat16"), noise(), [0, 1], **QUICK)
+    assert found.precision == "bfloat16"
+    assert found.masks.dtype == torch.float32
 
 
 def test_visible_share_is_the_mean_of_the_mask():

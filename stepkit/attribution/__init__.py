@@ -1,5 +1,6 @@
 """Attribution methods, all behind one door: `attribute`."""
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from stepkit.attribution.xrai import xrai
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
-from stepkit.models import check_model, device_of, frozen
+from stepkit.models import check_model, device_of, frozen, uncompiled
 
 __all__ = ["PRESETS", "Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
 
@@ -123,8 +124,10 @@ def attribute(
     seeds = _clip_seeds(seed, len(clips))
     device = device_of(model, clips.device)
     maps = torch.empty(len(clips), *clips.shape[2:], device=clips.device)
-    with frozen(model):
-        needs_gradient = "gradient" in _METHODS[method].needs
+    family, needs = _METHODS[method].family, _METHODS[method].needs
+    inside = family == "backprop" or "activation" in needs  # of the network, layer by layer
+    with frozen(model), uncompiled(model) if inside else contextlib.nullcontext():
+        needs_gradient = "gradient" in needs
         classes = check_model(model, clips[:1].to(device), gradient=needs_gradient)
         targets = check_targets(targets, len(clips), classes, device)
         starts = range(0, len(clips), batch_size)

@@ -46,7 +46,7 @@ def cam(
     pooled = activation.mean((2, 3, 4))
     for weight, bias in _linear_maps(model, pooled.shape[1], logits.shape[1]):
         again = F.linear(pooled, weight)
-        rounding = 1e-3 * float(again.abs().max())
+        rounding = (1e-3 if kept[-1].dtype == again.dtype else 2e-2) * float(again.abs().max())
         again = again if bias is None else again + bias
         if torch.allclose(again, logits, rtol=0, atol=rounding):
             found = torch.einsum("nk,nkthw->nthw", weight[targets], activation)
@@ -274,9 +274,14 @@ def _observed(model: nn.Module, clips: Tensor, layer: str | None):
                 handle.remove()
 
 
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Sums over a clip lose too much in bfloat16, in which a prepared model may compute."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def _arranged(kept: list[Tensor], clips: Tensor, grid, seen) -> Tensor:
     require(len(kept) > 0, "layer", "one that did not run", "a layer in use that returns a tensor")
-    return in_time(kept[-1].detach(), len(clips), clips.shape[2:], grid, seen)
+    return in_time(_at_least_float32(kept[-1].detach()), len(clips), clips.shape[2:], grid, seen)
 
 
 def _activation_and_slope(model, clips: Tensor, targets: Tensor, layer, grid):
@@ -288,7 +293,7 @@ def _activation_and_slope(model, clips: Tensor, targets: Tensor, layer, grid):
         reached = kept[-1].requires_grad
         slope = torch.autograd.grad(score, kept[-1], allow_unused=True)[0] if reached else None
     require(slope is not None, "layer", "one that the logits do not depend on", "another layer")
-    arranged = in_time(slope, len(clips), clips.shape[2:], grid, seen)
+    arranged = in_time(_at_least_float32(slope), len(clips), clips.shape[2:], grid, seen)
     # behind the last attention of a classifier that reads the class token, all others are idle
     only_class = slope.ndim == 3 and bool(slope.any()) and not bool(arranged.any())
     require(
@@ -303,4 +308,4 @@ def _linear_maps(model: nn.Module, inputs: int, outputs: int):
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             weight = module.weight
             if weight.shape[:2] == (outputs, inputs) and weight[0, 0].numel() == 1:
-                yield weight.flatten(1), module.bias
+                yield _at_least_float32(weight.flatten(1)), module.bias

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from stepkit.models import device_of
+from stepkit.models import device_of, uncompiled
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def counted(model: nn.Module):
         for name in ("grad", "backward")
     ]
     try:
-        with patches[0], patches[1]:
+        with patches[0], patches[1], uncompiled(model):  # a compiled model calls no hooks
             yield passes
     finally:
         handle.remove()

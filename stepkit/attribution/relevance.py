@@ -319,7 +319,18 @@ def _unrolled(steps, h, c, of_input, of_state, *biases):
 _LINEAR = {
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim", "squeeze"),
     *("unsqueeze", "expand", "expand_as", "repeat", "contiguous", "clone", "to", "float", "chunk"),
-    *("split", "unbind", "select", "narrow", "__getitem__", "flip", "roll", "stack", "cat"),
+    *(
+        "bfloat16",
+        "split",
+        "unbind",
+        "select",
+        "narrow",
+        "__getitem__",
+        "flip",
+        "roll",
+        "stack",
+        "cat",
+    ),
     *("mean", "sum", "pad", "interpolate", "dropout", "dropout1d", "dropout2d", "dropout3d"),
     *(f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)),
 }

@@ -24,7 +24,7 @@ from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
 from stepkit.kernels import by_voxel
-from stepkit.models import check_model, device_of, frozen
+from stepkit.models import check_model, device_of, frozen, precision_of
 from stepkit.removal import Removal, gaussian_blur, read
 
 FULL_RUN = 1200  # iterations of the released code, for which the weights below were set
@@ -295,7 +295,7 @@ def step(
         history=_history(histories, settings),
         settings=settings,
         interrupted=any(stopped),
-        precision=str(clips.dtype).removeprefix("torch."),
+        precision=precision_of(model, clips.dtype),
         device=str(device),
     )
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from stepkit.attribution.gradients import path_gradient
 from stepkit.checks import require
 from stepkit.removal import constant
-from stepkit.segments import supervoxels
+from stepkit.segments import side_by_side, supervoxels
 
 LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 voxels, released
 
@@ -48,12 +48,12 @@ def xrai(
             model, clips, baseline, targets, steps, batch_size=batch_size, bar=bar
         )
         attribution += paths.sum(1) / 2
-    maps = []
-    for clip, values in zip(clips, attribution, strict=True):
-        labels = [supervoxels(clip, number).cpu().numpy() for number in segments]
-        ranked = rank_regions(values.cpu().double().numpy(), labels)
-        maps.append(torch.from_numpy(ranked).to(clips))
-    return torch.stack(maps)
+
+    def ranked(clip, values):
+        labels = [supervoxels(clip, number).numpy() for number in segments]
+        return torch.from_numpy(rank_regions(values.double().numpy(), labels))
+
+    return torch.stack(side_by_side(ranked, clips.cpu(), attribution.cpu())).to(clips)
 
 
 def rank_regions(attribution: np.ndarray, labels: list[np.ndarray]) -> np.ndarray:

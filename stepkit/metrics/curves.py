@@ -34,7 +34,7 @@ from stepkit.checks import one_of, require, tensor
 from stepkit.checks import targets as check_targets
 from stepkit.models import check_model, device_of, frozen, probability
 from stepkit.removal import Removal
-from stepkit.segments import supervoxels
+from stepkit.segments import side_by_side, supervoxels
 
 METRICS = {  # name: operation, order
     "insertion_morf": ("insertion", "morf"),
@@ -346,7 +346,8 @@ def superpixels(clip: Tensor, segments: int, segments_per: str) -> Tensor:
     """Number the superpixels of a clip (3, T, H, W), frame after frame; int64 (T, H, W)."""
     clip = clip.cpu()
     pieces = clip.split(1, dim=1) if segments_per == "frame" else [clip]
-    labels = torch.cat([supervoxels(piece, segments, sigma=1.0) for piece in pieces])
+    cut = partial(supervoxels, segments=segments, sigma=1.0)
+    labels = torch.cat(side_by_side(cut, pieces))
     apart = labels + torch.arange(len(labels))[:, None, None] * (labels.max() + 1)
     return apart.unique(return_inverse=True)[1]
 
