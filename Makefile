@@ -9,6 +9,7 @@ PROFILE = quick
 DATA =
 ONLY =
 SET =
+BENCH =
 PYTHON ?=
 
 # see stepkit/__init__.py; here for kernels that import torch first
@@ -21,7 +22,7 @@ STAMP := .make/$(WHERE)
 $(shell test -x "$$(cat $(STAMP) 2>/dev/null)" || rm -f $(STAMP))
 RUN = "$$(cat $(STAMP))"
 
-.PHONY: help env reproduce test lint format notebooks lab clean
+.PHONY: help env reproduce test bench lint format notebooks lab clean
 
 help: ## print this
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -31,6 +32,7 @@ help: ## print this
 	@echo "  make reproduce DATA=/path/to/videos   where the profile's videos are"
 	@echo "  make reproduce ONLY='01 03'           only these notebooks"
 	@echo "  make reproduce SET='seed=1 clips=4'   other values for parameters of the notebooks"
+	@echo "  make bench BENCH='iteration figure'   only these scripts of benchmarks/"
 
 env: $(STAMP) ## find or make the environment (3 to 7 minutes the first time)
 	@echo "env: $$(cat $(STAMP))"
@@ -59,6 +61,13 @@ test: lint ## lint, then the tests of tests/, then every notebook against its st
 	else \
 	    echo "test: notebooks/ holds no notebook yet, nothing to re-run"; \
 	fi
+
+bench: $(STAMP) ## measure what is said of speed, into results/benchmarks.csv (an hour; see BENCH)
+	@for name in $(or $(BENCH),iteration methods scaling memory fast figure); do \
+	    echo "bench: benchmarks/$$name.py"; \
+	    given=; [ $$name = fast ] && given='$(if $(DATA),--data $(DATA))'; \
+	    $(RUN) benchmarks/$$name.py $$given || exit 1; \
+	done
 
 lint: $(STAMP) ## check format and style, notebooks included
 	@$(RUN) -m ruff format --check .

@@ -1,28 +1,33 @@
 """One iteration of STEP against the bare network, and against a straightforward way to write it.
 
     python benchmarks/iteration.py [--model r2plus1d_18] [--frames 16] [--size 112] [--repeats 5]
+        [--eager]
 
-Measured side by side in one run, at equal batch: one clip, four areas, the model prepared.
+Measured side by side in one run, at equal batch, one clip and four areas, for each precision that
+the device has, and compiled unless --eager or for want of a C++ compiler:
 
-- *bare*: forward and input gradient of as many clips as there are masks.
-- *masks*: the iteration with a network that costs nothing, so all that STEP adds.
-- *step*: the iteration.
-- *twin*: the same iteration in plain torch: every pair of canvas pixel and cell at once, the ladder
-  repeated for every area, the mask sorted.
+- *bare*: forward and input gradient of the prepared model, for as many clips as there are masks.
+- *step*: the iteration, with the same model.
+- *masks*: the iteration with a network that costs next to nothing, so all that STEP adds.
+- *twin*: the same iteration in plain torch and float32, the model as it comes: every pair of canvas
+  pixel and cell at once, the ladder repeated for every area, the mask sorted.
 """
 
 import argparse
-import time
+import shutil
 
 import numpy as np
 import torch
+from common import record, row, seconds
 from torch import nn
 from torch.nn import functional as F
 
 import stepkit as sk
+from stepkit.attribution import masks
 from stepkit.attribution.masks import SHARPNESS, MaskGeometry, core_kernel, core_loss
 from stepkit.attribution.step import _log_probabilities, _Objective, _settings
 from stepkit.kernels import by_voxel
+from stepkit.models import has_bfloat16
 from stepkit.removal import blur
 
 AREAS = (0.05, 0.10, 0.15, 0.20)
@@ -36,18 +41,18 @@ class Free(nn.Module):
         return torch.stack([total, -total], 1)
 
 
-def drawn(geometry, frames):
-    """Return random seeds (A, T, h, w), so that no two pixels of a mask tie."""
+def drawn(geometry, clips):
+    """Return random seeds (1, A, T, h, w), so that no two pixels of a mask tie."""
     draw = torch.Generator().manual_seed(1)
-    return torch.rand(len(AREAS), frames, *geometry.seeds, generator=draw)
+    seeds = torch.rand(1, len(AREAS), clips.shape[2], *geometry.seeds, generator=draw)
+    return seeds.to(clips).requires_grad_()
 
 
 def ours(model, clips, targets, settings):
     """Return a function that runs one iteration and gives the seeds' gradient."""
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
     ladder, objective = by_voxel(blur().ladder(clips)), _Objective(settings, geometry, clips)
-    seeds = drawn(geometry, clips.shape[2])[None].requires_grad_()
-    each = targets.repeat_interleave(len(AREAS))
+    seeds, each = drawn(geometry, clips), targets.repeat_interleave(len(AREAS))
 
     def iteration():
         canvas = geometry.spread(seeds)
@@ -68,7 +73,8 @@ def twin(model, clips, targets, settings):
     ladder = blur().ladder(clips).repeat_interleave(len(AREAS), 0)  # (A, 8, 3, T, H, W)
     cells = T * int(np.prod(geometry.seeds))
     kernel = core_kernel(settings.kernel_length, settings.kernel_size).to(clips)
-    seeds = drawn(geometry, T).view(-1, 1, *geometry.seeds).requires_grad_()
+    leaf = drawn(geometry, clips)
+    seeds = leaf.view(-1, 1, *geometry.seeds)
 
     def iteration():
         before = geometry.padding
@@ -88,13 +94,14 @@ def twin(model, clips, targets, settings):
         phi = model(kept).log_softmax(1).gather(1, each[:, None]).sum()
         values = canvas.flatten(2).sort(2).values
         n = values.shape[2]
-        place = torch.arange(n).expand(len(AREAS), n)
-        full = place >= n - torch.tensor([round(v * n) for v in AREAS])[:, None]
+        place = torch.arange(n, device=values.device).expand(len(AREAS), n)
+        counts = torch.tensor([round(v * n) for v in AREAS], device=values.device)
+        full = place >= n - counts[:, None]
         area = ((values - full.to(values)) ** 2).mean(2).sum()
         core = core_loss(canvas, AREAS, kernel).sum()
         balance, lambda1 = cells / 4096, settings.area_weight * settings.area_growth**0.5
         energy = balance * (lambda1 * area + settings.core_weight * core) - phi
-        return torch.autograd.grad(energy, seeds)[0].view(1, len(AREAS), T, *geometry.seeds)
+        return torch.autograd.grad(energy, leaf, retain_graph=True)[0]
 
     return iteration
 
@@ -111,16 +118,18 @@ def bare(model, clips, targets):
     return iteration
 
 
-def seconds(functions, repeats):
-    """Return the median seconds of each function; they take turns, so that all see one machine."""
-    times = {name: [] for name in functions}
-    for turn in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if turn:  # the first is a warm-up
-                times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
+def disagreement(given) -> float:
+    """Return how far the two gradients are apart, at most, as a share of the largest.
+
+    With the network that is free, and without sharing among values that nearly tie, which a sort
+    does not have.
+    """
+    tie, masks.TIE = masks.TIE, 0.0
+    try:
+        exact, found = twin(Free(), *given)(), ours(Free(), *given)()
+    finally:
+        masks.TIE = tie
+    return float((found - exact).abs().max() / exact.abs().max())
 
 
 def main():
@@ -129,31 +138,35 @@ def main():
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    asked = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draw = torch.Generator().manual_seed(0)
-    clips = torch.randn(1, 3, given.frames, given.size, given.size, generator=draw)
-    targets = torch.tensor([1])
-    settings = _settings("fast", {"areas": AREAS}, clips.shape[2:])
-    model = sk.prepare(sk.load_model(given.model, num_classes=24))
-    free = ours(Free(), clips, targets, settings)
-    gap = (free() - twin(Free(), clips, targets, settings)()).abs().max() / free().abs().max()
-    took = seconds(
-        {
-            "bare": bare(model, clips, targets),
-            "step": ours(model, clips, targets, settings),
-            "masks": free,
-            "twin": twin(model, clips, targets, settings),
-            "twin masks": twin(Free(), clips, targets, settings),
-        },
-        given.repeats,
-    )
-    print(f"{given.model}, 1 clip of {given.frames}x{given.size}x{given.size}, 4 areas, float32")
-    for name, value in took.items():
-        print(f"  {name:<14}{1000 * value:8.0f} ms")
-    print(f"  STEP over bare network {took['step'] / took['bare']:.2f}")
-    print(f"  twin over STEP         {took['twin'] / took['step']:.2f}")
-    print(f"  twin's masks over ours {took['twin masks'] / took['masks']:.1f}")
-    print(f"  gradients of the two differ by {gap:.1e} of the largest")
+    clips = torch.randn(1, 3, asked.frames, asked.size, asked.size, generator=draw).to(device)
+    targets = torch.tensor([1], device=device)
+    given = clips, targets, _settings("fast", {"areas": AREAS}, clips.shape[2:])
+    raw = sk.load_model(asked.model, num_classes=24).to(device).requires_grad_(False)
+    kinds = {"float32": sk.prepare(raw)}
+    if has_bfloat16(device):
+        kinds["bfloat16"] = sk.prepare(raw, "bfloat16")
+    if not asked.eager and shutil.which("c++"):
+        best = [*kinds][-1]
+        kinds[f"{best} compiled"] = sk.prepare(raw, "auto", compiled=True)
+    timed = {"masks": ours(Free(), *given), "twin masks": twin(Free(), *given)}
+    timed["twin"] = twin(raw, *given)
+    for kind, model in kinds.items():
+        timed |= {f"bare {kind}": bare(model, clips, targets), f"step {kind}": ours(model, *given)}
+    took = seconds(timed, asked.repeats)
+    size = f"{asked.model} {asked.frames}x{asked.size}x{asked.size}, 1 clip, 4 areas"
+    rows = [row(f"{name}, {size}", 1000 * taken, "ms") for name, taken in took.items()]
+    rows[0] = row(f"masks, {size}", 1000 * took["masks"], "ms", "<= 80")
+    for kind in kinds:
+        floor, step = took[f"bare {kind}"], took[f"step {kind}"]
+        rows.append(row(f"(a) step / bare, {kind}, {size}", step / floor, "ratio", "<= 1.15"))
+        rows.append(row(f"(b) twin / step, {kind}, {size}", took["twin"] / step, "ratio", ">= 10"))
+    rows.append(row(f"twin masks / masks, {size}", took["twin masks"] / took["masks"], "ratio"))
+    rows.append(row("gradients of the twins apart", disagreement(given), "of the largest"))
+    record(f"iteration {asked.model}", rows)
 
 
 if __name__ == "__main__":

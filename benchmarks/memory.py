@@ -1,46 +1,65 @@
-"""Peak memory of the methods that average gradients: it grows with batch_size, not with points.
+"""Peak memory: it grows with what is worked on at once, not with points, iterations or steps.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py [--size 112] [--frames 16]
 
-Each case runs in a process of its own, R(2+1)D-18 at 16×112×112; what is printed is the peak of the
-process less that of one which only loads the model and looks at one clip.
+Each case runs in a process of its own, R(2+1)D-18; what counts is the peak of the process less that
+of one which only loads the model and the clips.
 """
 
+import argparse
 import resource
 import subprocess
 import sys
 
-CASES = [  # method, option that counts the points, points, batch_size
-    (method, option, points, batch)
-    for method, option in (("integrated_gradients", "steps"), ("smoothgrad", "samples"))
-    for points, batch in ((4, 2), (16, 2), (16, 4))
+CASES = [  # method, options
+    ("gradient", {"batch_size": 1}),
+    ("integrated_gradients", {"steps": 4, "batch_size": 2}),
+    ("integrated_gradients", {"steps": 16, "batch_size": 2}),
+    ("integrated_gradients", {"steps": 16, "batch_size": 4}),
+    ("grad_cam", {"batch_size": 1}),
+    ("rise", {"samples": 16, "batch_size": 2}),
+    ("step", {"preset": "fast", "iterations": 2, "areas": (0.1,)}),
+    ("step", {"preset": "fast", "iterations": 2, "areas": (0.05, 0.1, 0.15, 0.2)}),
+    ("step", {"preset": "fast", "iterations": 4, "areas": (0.05, 0.1, 0.15, 0.2)}),
 ]
 
 
-def peak(method: str, option: str, points: str, batch: str) -> None:
+def peak(method: str, options: str, frames: str, size: str) -> None:
     """Run one case and print the peak of this process, in MB."""
+    import ast
+
     import torch
 
-    from stepkit import attribute, load_model
+    from stepkit import attribute, load_model, prepare
 
-    model, clip = load_model("r2plus1d_18", 24), torch.randn(1, 3, 16, 112, 112)
-    attribute(method, model, clip, 0, batch_size=int(batch), **{option: int(points)})
+    model = prepare(load_model("r2plus1d_18", 24))
+    clip = torch.randn(1, 3, int(frames), int(size), int(size))
+    if method != "none":
+        attribute(method, model, clip, 0, **ast.literal_eval(options))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def measure(*case) -> float:
     """Run `peak` in a process of its own."""
-    command = [sys.executable, __file__, *map(str, case)]
+    command = [sys.executable, __file__, "case", *map(str, case)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def main():
-    """Print the peaks."""
-    least = {method: measure(method, option, 1, 1) for method, option, *_ in CASES}
-    for method, option, points, batch in CASES:
-        more = measure(method, option, points, batch) - least[method]
-        print(f"{method}, {points} {option}, batch_size {batch}: {more:.0f} MB more than one point")
+    from common import record, row
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--frames", type=int, default=16)
+    asked = parser.parse_args()
+    size = asked.frames, asked.size
+    least, rows = measure("none", {}, *size), []
+    for method, options in CASES:
+        told = ", ".join(f"{name} {value}" for name, value in options.items() if name != "preset")
+        what = f"(f) peak memory, {method}, {told}, {size[0]}x{size[1]}x{size[1]}"
+        rows.append(row(what, measure(method, options, *size) - least, "MB"))
+    record("memory", rows)
 
 
 if __name__ == "__main__":
-    peak(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    peak(*sys.argv[2:]) if sys.argv[1:2] == ["case"] else main()

@@ -187,7 +187,6 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, ladder, mask):
         ladder = ladder.permute(0, 3, 4, 5, 1, 2).contiguous()  # (N, T, H, W, L, C)
-        mask = mask.contiguous()
         n, a, *size = mask.shape
         out = mask.new_empty(n, a, ladder.shape[5], *size)
         _parallel(_read, n * size[0], ladder.numpy(), mask.detach().numpy(), out.numpy())
@@ -198,7 +197,7 @@ class _Read(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         ladder, mask = ctx.saved_tensors
-        gradient = torch.empty_like(mask)
+        gradient = torch.empty_like(mask, memory_format=torch.contiguous_format)
         given = ladder, mask.detach(), upstream.contiguous(), gradient
         _parallel(_read_back, mask.shape[0] * mask.shape[2], *(x.numpy() for x in given))
         return None, gradient

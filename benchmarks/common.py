@@ -1,0 +1,76 @@
+"""What the benchmarks share: taking turns on the clock, and one table of what came out."""
+
+import datetime
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stepkit.files import write_whole
+from stepkit.models import has_bfloat16
+
+TABLE = Path(__file__).parents[1] / "results" / "benchmarks.csv"
+
+
+def seconds(functions: dict, repeats: int) -> dict[str, np.ndarray]:
+    """Return ``repeats`` times of each function, which take turns: all see the same machine.
+
+    The first turn warms up and does not count.
+    """
+    times = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: np.array(taken) for name, taken in times.items()}
+
+
+def row(what: str, values, unit: str = "", goal: str = "", **facts) -> dict:
+    """Return a row of the table: median, least and most of ``values``; ``goal`` is "<= 1.15"."""
+    values = np.atleast_1d(np.asarray(values, float))
+    found = {"what": what, "value": np.median(values), "low": values.min(), "high": values.max()}
+    found |= {"unit": unit, "goal": goal, "repeats": len(values)}
+    if goal:
+        sign, bound = goal.split()
+        reached = found["value"] <= float(bound) if sign == "<=" else found["value"] >= float(bound)
+        found["reached"] = "yes" if reached else "no"
+    return found | facts
+
+
+def machine() -> str:
+    """Return what the numbers depend on."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        told = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+        names = [line.partition(": ")[2] for line in told.splitlines() if "model name" in line]
+        name = names[0] if names else platform.processor() or platform.machine()
+        fast = "with" if has_bfloat16(torch.device("cpu")) else "without"
+        name = f"{torch.get_num_threads()} threads of {name}, {fast} bfloat16"
+    return f"{name}, torch {torch.__version__}"
+
+
+def record(benchmark: str, rows: list[dict]) -> pd.DataFrame:
+    """Print the rows, and put them into results/benchmarks.csv in place of earlier ones.
+
+    Rows of the same benchmark on another machine stay.
+    """
+    table = pd.DataFrame(rows)
+    table.insert(0, "benchmark", benchmark)
+    table["machine"], table["date"] = machine(), datetime.date.today().isoformat()
+    print(table.drop(columns=["benchmark", "machine", "date"]).round(4).to_string(index=False))
+    if TABLE.is_file():
+        known = pd.read_csv(TABLE)
+        same = (known["benchmark"] == benchmark) & (known["machine"] == machine())
+        table = pd.concat([known[~same], table]).sort_values("benchmark", kind="stable")
+    TABLE.parent.mkdir(exist_ok=True)
+    write_whole(TABLE, lambda partial: table.to_csv(partial, index=False, float_format="%.6g"))
+    return table

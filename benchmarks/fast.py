@@ -1,0 +1,104 @@
+"""Preset "fast" against the 1200 iterations of the released code: quality clip by clip, and time.
+
+    python benchmarks/fast.py [--clips 6] [--data ../shared/data] [--out runs/benchmarks]
+
+On generated clips, and on real ones where --data is given (networks as the notebooks train them;
+what is found is kept in --out, so that a run that was stopped goes on). Intervals are paired
+bootstraps over clips. *Reached* is "yes" where fast is not worse by more than the half-width of the
+interval, that is, where the interval does not end below zero.
+"""
+
+import argparse
+
+import pandas as pd
+import torch
+from common import record, row, seconds
+
+import stepkit as sk
+from stepkit import stats
+from stepkit.attribution import PRESETS
+from stepkit.experiment import Experiment
+
+SLOW, FAST = "step@default", "step@fast"
+VARIANTS = {name: {"preset": name.partition("@")[2]} for name in (SLOW, FAST)}
+
+
+def roughness(masks: torch.Tensor) -> torch.Tensor:
+    """Return the mean step from voxel to voxel along t, y and x; (N, A, T, H, W) -> (N,)."""
+    steps = [masks.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3, 4)]
+    return torch.stack(steps).mean(0)
+
+
+def quality(run: Experiment, model: str, dataset: str, removal: str) -> pd.DataFrame:
+    """Return one row per variant and clip, a column per measure; more is better in all."""
+    variants = {name: kw | {"removal": removal} for name, kw in VARIANTS.items()}
+    tables = []
+    for unit in ("patch", "superpixel"):
+        scores = run.auc(variants, [model], [dataset], [unit], steps=16, name=f"auc_{unit}")
+        scores = scores.set_index(["method", "clip"])["insertion"]
+        tables.append(scores.rename(f"insertion AUC, {unit}"))
+    located = run.located(variants, [model], [dataset]).set_index(["method", "clip"])
+    tables.append(located["hit"].rename("pointing"))
+    for name, kw in variants.items():
+        found = run.explain(name, model, dataset, **kw)
+        index = pd.MultiIndex.from_product([[name], run.batch(dataset).ids])
+        for a, area in enumerate((0.05, 0.10, 0.15, 0.20)):
+            phi = pd.Series(found["probabilities"][:, a].numpy(), index)
+            tables.append(phi.rename(f"probability at {area:.0%}"))
+        tables.append(pd.Series(-roughness(found["masks"]).numpy(), index, name="smoothness"))
+    names = list(dict.fromkeys(table.name for table in tables))
+    columns = [pd.concat([t for t in tables if t.name == name]).rename(name) for name in names]
+    return pd.concat(columns, axis=1).rename_axis(["method", "clip"])
+
+
+def compared(table: pd.DataFrame, where: str) -> list[dict]:
+    """Return a row for each measure: fast minus 1200 iterations."""
+    rows = []
+    for name in table:
+        both = table[name].unstack("method").dropna()
+        gap = stats.bootstrap_mean(both[FAST] - both[SLOW])
+        value, low, high = gap["mean"], gap["low"], gap["high"]
+        worse = high < 0
+        made = row(f"(c) fast - default, {name}, {where}", value)
+        made |= {"low": low, "high": high, "repeats": len(both), "unit": "difference"}
+        rows.append(made | {"goal": "not worse", "reached": "no" if worse else "yes"})
+    return rows
+
+
+def whole_clip(size: int, frames: int, iterations: int) -> list[dict]:
+    """Time one clip with R(2+1)D-18 at the paper's size, and one iteration of the same."""
+    model = sk.prepare(sk.load_model("r2plus1d_18", 24), "auto")
+    clip = torch.randn(1, 3, frames, size, size, generator=torch.Generator().manual_seed(0))
+    explain = {"clip": lambda: sk.step(model, clip, 1, "fast", iterations=iterations)}
+    taken = seconds(explain, 1)["clip"]
+    what = f"(b)x(c) a clip by fast, R(2+1)D-18, {frames}x{size}x{size}, 4 areas"
+    return [row(what, taken, "s", "<= 240")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clips", type=int, default=6)
+    parser.add_argument("--data", default="", help="folder with ucf101-24/")
+    parser.add_argument("--out", default="runs/benchmarks")
+    asked = parser.parse_args()
+    cells = [(m, d) for d in ("appearance", "object", "motion") for m in ("r2plus1d_narrow",)]
+    cells.append(("r50l_narrow", "appearance"))
+    run = Experiment(asked.out, clips=asked.clips, progress=True)
+    places = [(run, model, dataset, "blur") for model, dataset in cells]
+    if asked.data:  # as in params/ucf101-clips.yaml
+        real = {"data": asked.data, "parts": True, "epochs": 40, "batch_size": 12}
+        real = Experiment(asked.out, 16, 64, asked.clips, progress=True, **real)
+        places.append((real, "r2plus1d_narrow", "ucf101-24", "fade"))
+    rows = []
+    for run, model, dataset, removal in places:
+        where = f"{dataset}, {model}"
+        rows += compared(quality(run, model, dataset, removal), where)
+    passes = {name: PRESETS[name].iterations + 1 for name in ("default", "fast")}
+    share = passes["fast"] / passes["default"]
+    rows.append(row("(c) passes of fast / of default", share, "ratio", "<= 0.2"))
+    rows += whole_clip(112, 16, PRESETS["fast"].iterations)
+    record("fast", rows)
+
+
+if __name__ == "__main__":
+    main()
