@@ -33,16 +33,17 @@ def seconds(functions: dict, repeats: int) -> dict[str, np.ndarray]:
     return {name: np.array(taken) for name, taken in times.items()}
 
 
-def row(what: str, values, unit: str = "", goal: str = "", **facts) -> dict:
+def row(what: str, case: str, values, unit: str = "", goal: str = "") -> dict:
     """Return a row of the table: median, least and most of ``values``; ``goal`` is "<= 1.15"."""
     values = np.atleast_1d(np.asarray(values, float))
-    found = {"what": what, "value": np.median(values), "low": values.min(), "high": values.max()}
-    found |= {"unit": unit, "goal": goal, "repeats": len(values)}
+    found = {"what": what, "case": case, "value": np.median(values)}
+    found |= {"low": values.min(), "high": values.max(), "repeats": len(values)}
+    found |= {"unit": unit, "goal": goal}
     if goal:
         sign, bound = goal.split()
         reached = found["value"] <= float(bound) if sign == "<=" else found["value"] >= float(bound)
         found["reached"] = "yes" if reached else "no"
-    return found | facts
+    return found
 
 
 def machine() -> str:

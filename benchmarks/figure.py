@@ -1,4 +1,4 @@
-"""Draw results/benchmarks.csv: every ratio beside its goal, and what "fast" costs in quality.
+"""Draw results/benchmarks.csv: each ratio beside its goal, and what "fast" costs in quality.
 
 python benchmarks/figure.py
 """
@@ -9,56 +9,61 @@ from pathlib import Path
 import pandas as pd
 from common import TABLE
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from stepkit.files import write_whole
+from stepkit.plots import plot_intervals
 from stepkit.viz import DPI, FONT
 
 OUT = Path(__file__).parents[1] / "figures"
 
 
-def draw(ax, table: pd.DataFrame, xlabel: str) -> None:
-    """Draw a row per line: median and range or interval; its goal as an open mark."""
-    places = range(len(table))[::-1]
+def ratios(table: pd.DataFrame) -> Figure:
+    """Draw a line per ratio: median, range of the repeats, goal."""
+    figure = Figure(figsize=(9, 1.3 + 0.24 * len(table)), dpi=DPI, layout="constrained")
+    ax, places = figure.subplots(), range(len(table))[::-1]
     spans = [table["value"] - table["low"], table["high"] - table["value"]]
     ax.errorbar(table["value"], places, xerr=spans, fmt="o", color="black", capsize=2, ms=4)
     goals = table["goal"].str.extract(r"([\d.]+)$")[0].astype(float)
-    signs = table["goal"].str.slice(0, 2)
-    for sign, mark in (("<=", "<"), (">=", ">")):
-        chosen = [(goal, y) for goal, s, y in zip(goals, signs, places, strict=True) if s == sign]
-        if chosen:
-            label = f"goal: at {'most' if sign == '<=' else 'least'}"
-            ax.plot(*zip(*chosen, strict=True), mark, mfc="none", mec="#D55E00", ms=7, label=label)
+    for sign, mark, most in (("<=", "<", "at most"), (">=", ">", "at least")):
+        chosen = table["goal"].str.startswith(sign).to_numpy()
+        heights = [y for y, is_chosen in zip(places, chosen, strict=True) if is_chosen]
+        style = {"mfc": "none", "mec": "#D55E00", "ms": 7, "label": f"goal: {most}"}
+        ax.plot(goals[chosen], heights, mark, **style)
     ax.set_yticks(places, table["what"], fontsize=FONT - 1)
-    ax.set_xlabel(xlabel, fontsize=FONT)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.axvline(1, color="grey", linewidth=0.8)
+    ax.set_xlabel("ratio: median and range of the repeats", fontsize=FONT)
     ax.tick_params(axis="x", labelsize=FONT)
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def picture(table: pd.DataFrame) -> Figure:
-    """Return the figure of one machine's rows."""
-    ratios = table[table["unit"] == "ratio"]
-    quality = table[table["unit"] == "difference"]
-    counts = [max(1, len(ratios)), max(1, len(quality))]
-    figure = Figure(figsize=(9, 1.6 + 0.2 * sum(counts)), dpi=DPI, layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=counts)
-    draw(above, ratios, "ratio, median and range of the repeats")
-    above.set_xscale("log")
-    above.axvline(1, color="grey", linewidth=0.8)
-    above.legend(fontsize=FONT - 1, frameon=False)
-    draw(below, quality, "fast minus 1200 iterations, mean and 95 % interval over clips")
-    below.axvline(0, color="grey", linewidth=0.8)
+    ax.legend(fontsize=FONT - 1, frameon=False)
     figure.suptitle(table["machine"].iloc[0], fontsize=FONT)
     return figure
 
 
+def quality(table: pd.DataFrame) -> Figure:
+    """Draw fast minus 1200 iterations, a panel per dataset and a row per measure."""
+    table = table.assign(what=table["what"].str.removeprefix("(c) "))
+    table[["dataset", "model"]] = table["case"].str.split(", ", expand=True)
+    table = table.rename(columns={"value": "mean"}).set_index(["dataset", "model", "what"])
+    title = "fast minus 1200 iterations"
+    return plot_intervals(table[["mean", "low", "high"]], xlabel=title, zero=True)
+
+
 def main():
     table = pd.read_csv(TABLE).fillna({"goal": "", "unit": ""})
-    for i, (_, rows) in enumerate(table.groupby("machine", sort=False)):
-        name = f"benchmarks{f'_{i + 1}' if i else ''}"
-        made = picture(rows)
+    table["machine"] = table["machine"].str.replace(r"\+\w+$", "", regex=True)
+    pictures = {}
+    for i, (_, rows) in enumerate(table[table["unit"] == "ratio"].groupby("machine", sort=False)):
+        pictures[f"benchmarks{f'_{i + 1}' if i else ''}"] = ratios(rows)
+    if (compared := table["unit"] == "difference").any():
+        pictures["benchmarks_fast"] = quality(table[compared])
+    for name, picture in pictures.items():
         for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
-            write_whole(OUT / f"{name}.{kind}", partial(made.savefig, format=kind, metadata=facts))
+            save = partial(picture.savefig, format=kind, metadata=facts)
+            write_whole(OUT / f"{name}.{kind}", save)
         print(OUT / f"{name}.png")
 
 

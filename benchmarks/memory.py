@@ -56,8 +56,9 @@ def main():
     least, rows = measure("none", {}, *size), []
     for method, options in CASES:
         told = ", ".join(f"{name} {value}" for name, value in options.items() if name != "preset")
-        what = f"(f) peak memory, {method}, {told}, {size[0]}x{size[1]}x{size[1]}"
-        rows.append(row(what, measure(method, options, *size) - least, "MB"))
+        case = f"r2plus1d_18, 1 clip of {size[0]}x{size[1]}x{size[1]}, {told}"
+        more = measure(method, options, *size) - least
+        rows.append(row(f"(f) peak memory, {method}", case, more, "MB"))
     record("memory", rows)
 
 

@@ -156,29 +156,30 @@ def main():
     maps = torch.rand(asked.clips, 8, 48, 48, generator=draw)
     cases = pairs(raw, clips, targets)
     cases["curves, 32 steps"] = curve_pair(raw, clips, maps, targets, 32)
-    rows = []
+    rows, case = [], f"r2plus1d_narrow, {asked.clips} clips of 8x48x48"
     for name, (theirs, ours) in cases.items():
         calls = {"theirs": theirs, "same": partial(ours, raw), "prepared": partial(ours, ready)}
         took = seconds(calls, asked.repeats)
         other = "loop" if name.startswith("curves") else "Captum"
         ensemble = name in ("integrated_gradients", "smoothgrad")
         ratio, best = took["theirs"] / took["same"], took["theirs"] / took["prepared"]
-        rows.append(row(f"{name}: {other} / ours, same model", ratio, "ratio", ">= 1"))
-        goal = ">= 1.3" if ensemble else ">= 1"
-        rows.append(row(f"{name}: {other} / ours, prepared", best, "ratio", goal))
+        what, goal = f"(d) {name}: {other} / ours", ">= 1.3" if ensemble else ">= 1"
+        rows.append(row(f"{what}, same model", case, ratio, "ratio", ">= 1"))
+        rows.append(row(f"{what}, prepared", case, best, "ratio", goal))
     with torch.no_grad():
         loop, ours = cases["curves, 32 steps"]
         found = ours(raw)
         curves = [found[name]["map"].curve for name in ("cm_insertion", "cm_deletion")]
         gap = (loop() - torch.stack(curves, 1).flatten()).abs().max()
-    rows.append(row("curves: largest difference", float(gap)))
-    for name, calls in {"one frame": frame_of_xrai(), "16 frames": clip_of_xrai()}.items():
+    rows.append(row("curves: largest difference", case, float(gap)))
+    for case, calls in {"1x112x112": frame_of_xrai(), "16x112x112": clip_of_xrai()}.items():
         (other, theirs), (_, ours) = calls.items()
         took = seconds(calls, asked.repeats if other == "saliency" else 1)
         ratio = took[other] / took["ours"]
-        rows.append(row(f"XRAI's ranking, {name}: {other} / ours", ratio, "ratio", ">= 20"))
+        what = f"(d) XRAI's ranking: {other} / ours"
+        rows.append(row(what, case, ratio, "ratio", ">= 20"))
         gap = np.abs(np.squeeze(theirs()) - np.squeeze(ours())).max()
-        rows.append(row(f"XRAI's ranking, {name}: largest difference", gap))
+        rows.append(row("XRAI's ranking: largest difference", case, gap))
     record("methods", rows)
 
 

@@ -47,10 +47,10 @@ def main():
         straight = np.corrcoef(against, times)[0, 1] ** 2
         unit = "1000 pixels" if name == "size" else name.rstrip("s")
         held = ", ".join(f"{key} {value}" for key, value in LEAST.items() if key != name)
-        what = f"(e) iteration against {name} {values[0]} to {values[-1]} ({held})"
-        rows.append(row(f"{what}: slope", slope, f"ms / {unit}"))
-        rows.append(row(f"{what}: R²", straight, "", ">= 0.98"))
-        rows.append(row(f"{what}: start", start, "ms"))
+        case = f"{name} {values[0]} to {values[-1]}; {held}"
+        rows.append(row(f"(e) an iteration for each {unit} more", case, slope, "ms"))
+        rows.append(row(f"(e) what it costs beside, by {name}", case, start, "ms"))
+        rows.append(row(f"(e) R² of the line, by {name}", case, straight, "", ">= 0.98"))
     record("scaling", rows)
 
 
