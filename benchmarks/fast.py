@@ -89,7 +89,7 @@ def main():
     if asked.data:  # as in params/ucf101-clips.yaml
         real = {"data": asked.data, "parts": True, "epochs": 40, "batch_size": 12}
         real = Experiment(asked.out, 16, 64, asked.clips, progress=True, **real)
-        places.append((real, "r2plus1d_narrow", "ucf101-24", "fade"))
+        places.insert(1, (real, "r2plus1d_narrow", "ucf101-24", "fade"))
     rows = []
     for run, model, dataset, removal in places:
         where = f"{dataset}, {model}"

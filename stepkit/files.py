@@ -1,7 +1,7 @@
 """Files that are whole or absent, and hashes that say what they were made of."""
 
 import hashlib
-import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +16,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     A reader, a kill or a full disk never meets half a file; what was there before stays until then.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # a name that no other thread, process or machine writes to
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         write(partial)
         partial.replace(path)
@@ -36,17 +37,30 @@ def fingerprint(*tensors: Tensor) -> str:
 
 def write_tensors(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
     """Write tensors to a ``.safetensors`` file, whole, with ``key``, the hash of what made them."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensors[name].cpu().contiguous() for name in sorted(tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda partial: save_file(tensors, partial, {"key": key}))
+    # one entry: safetensors writes several in any order, and then no two files are alike
+    facts = {"key": f"{key} {fingerprint(*tensors.values())}"}
+    write_whole(path, lambda partial: save_file(tensors, partial, facts))
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return what a file of this key holds; None where there is none that is whole."""
+    """Return what a file of this key holds; None where there is none, or a damaged one."""
+    found = _read(path)
+    return found[1] if found and found[0] == key else None
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether there is a file, but not as `write_tensors` left it."""
+    return path.is_file() and _read(path) is None
+
+
+def _read(path: Path) -> tuple[str, dict[str, Tensor]] | None:
+    """Return the key and the tensors of a file that is whole."""
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+            key, _, content = (file.metadata() or {}).get("key", "").partition(" ")
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (FileNotFoundError, SafetensorError):
         return None
+    return (key, tensors) if content == fingerprint(*tensors.values()) else None

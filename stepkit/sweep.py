@@ -1,15 +1,29 @@
 """Attribution over a dataset: one whole file per clip, found again instead of made again.
 
 ``<out>/<dataset>/<model>/<method>/<clip>.safetensors`` holds a map, and for STEP its masks too. A
-file carries a hash of all that it depends on (clip, target, weights, method, options, seed); a
-file of another hash is made anew. Files are written under a temporary name and renamed, so that a
-killed run leaves whole files only, resumes, and ends with the same bytes.
+file carries a hash of all that it depends on (clip, target, weights, method, options, seed) and one
+of its content; a file of another hash, or a damaged one, is made anew. Files are written under a
+temporary name and renamed, so that a killed run leaves whole files only, resumes, and ends with the
+same bytes.
+
+`explain` does it here and now, and returns the maps. `run` spreads it over threads, processes or a
+cluster, goes on when a clip fails, and returns a table of what was done.
 """
 
+import errno
 import hashlib
+import itertools
 import json
+import pickle
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -18,7 +32,7 @@ from stepkit.attribution import attribute, heatmap, step
 from stepkit.attribution.cost import measured
 from stepkit.checks import require
 from stepkit.data.sample import collate
-from stepkit.files import fingerprint, read_tensors, write_tensors
+from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
 
 CHUNK = 16  # perturbed copies of one clip that go through the network together
 
@@ -76,21 +90,32 @@ def explain(
     found: list[dict] = []
     bar = tqdm(total=n, desc=f"{method}, {dataset.name}", disable=not progress, leave=False)
     for start in range(0, n, batch_size):
-        samples = [dataset[i] for i in range(start, min(start + batch_size, n))]
-        keys = [_key(sample, weights, method, options, seed) for sample in samples]
-        paths = [place / f"{sample.id}.safetensors" for sample in samples]
-        results = [read_tensors(path, key) for path, key in zip(paths, keys, strict=True)]
-        todo = [i for i, result in enumerate(results) if result is None]
-        if todo:
-            # the whole batch: rounding depends on what a clip is batched with
-            made = _make(method, model, samples, batch_size, seed, options)
-            for i in todo:
-                write_tensors(paths[i], keys[i], made[i])
-                results[i] = made[i]
+        chunk = range(start, min(start + batch_size, n))
+        samples = [dataset[i] for i in chunk]
+        results, _ = _explained(method, model, samples, place, weights, batch_size, seed, options)
         found += results
         bar.update(len(samples))
     bar.close()
     return {name: torch.stack([result[name] for result in found]) for name in found[0]}
+
+
+def _explained(method, model, samples, place, weights, batch_size, seed, options):
+    """Return the results of a few samples, one dict each, and what was done for each of them."""
+    keys = [_key(sample, weights, method, options, seed) for sample in samples]
+    paths = [place / f"{sample.id}.safetensors" for sample in samples]
+    results = [read_tensors(path, key) for path, key in zip(paths, keys, strict=True)]
+    done = ["found" if result else "made" for result in results]
+    if "made" in done:
+        # the whole batch: rounding depends on what a clip is batched with
+        made = _make(method, model, samples, batch_size, seed, options)
+        for i, path in enumerate(paths):
+            if results[i] is None:
+                if is_damaged(path):
+                    done[i] = "made again, the file was damaged"
+                    warnings.warn(f"{path}: damaged, made again", stacklevel=3)
+                write_tensors(path, keys[i], made[i])
+                results[i] = made[i]
+    return results, done
 
 
 def measure(
@@ -163,3 +188,242 @@ def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, T
         )
         named = {"maps": maps}
     return [{name: values[i] for name, values in named.items()} for i in range(len(samples))]
+
+
+# ------------------------------------------------------------------------------ over many workers
+
+AHEAD = 1000  # tasks handed to an executor and not yet back: bounds its memory, not its speed
+SAVED_EVERY = 30.0  # seconds between two writings of the manifest
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method on a few clips: all that a worker needs to know, some hundred bytes."""
+
+    network: bytes  # pickled calls, which the worker makes once: nothing heavy travels
+    source: bytes
+    model_name: str
+    method: str
+    folder: str
+    options: tuple
+    clips: tuple[int, ...]
+    batch_size: int
+    out: str
+    seed: int
+    threads: int
+
+
+def run(
+    source: Callable,
+    network: Callable,
+    methods: dict[str, dict],
+    out: str | Path,
+    *,
+    model_name: str,
+    n: int | None = None,
+    batch_size: int = 1,
+    executor: Executor | None = None,
+    retries: int = 1,
+    threads: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Explain a dataset by several methods on any number of workers; nothing is lost or done twice.
+
+    Parameters
+    ----------
+    source, network : callable
+        Return the dataset, and the model; called once in each worker. They are pickled, so they
+        should be a function of a module, or ``functools.partial`` of one:
+        ``partial(sk.load_dataset, "ucf101-24", "test", frames=16, size=112, data="/data")``.
+    methods : dict of str to dict
+        Options of each method. ``"step@cylinder"`` is method ``"step"`` in a folder of that name.
+    out : path
+        As for `explain`; workers on other machines need to see it under the same name.
+    model_name : str
+        Names the folder; what the model *is* enters by a hash of its weights.
+    n : int, optional
+        The first clips only.
+    batch_size : int
+        Clips explained together, one job; more than one is for GPUs. Bytes depend on it.
+    executor : concurrent.futures.Executor, optional
+        Of threads, of processes (not forked, see `executor`), ``Client.get_executor()`` of a Dask
+        client, or any other. None: a loop, here.
+    retries : int
+        How often a job that failed is tried again, its clips then one by one.
+    threads : int
+        Of torch, in each job. Bytes may depend on it, so the loop uses as many.
+    seed : int
+        Each clip draws from (seed, clip id), wherever it is explained.
+    progress : bool
+        Show a bar over clips.
+
+    Returns
+    -------
+    DataFrame
+        A row per method and clip: ``status`` ("done", "failed", "left"), ``what`` ("made", "found",
+        "made again, the file was damaged"), ``seconds``, ``attempts``, ``error``. Also in
+        ``<out>/<dataset>/<model>/manifest.csv``, which is written every half minute, and when the
+        sweep is interrupted.
+
+    Raises
+    ------
+    OSError
+        The disk is full: every other job would fail as well.
+    TypeError
+        ``source`` or ``network`` cannot be pickled.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> import stepkit as sk
+    >>> source = partial(sk.load_dataset, "motion", "test", n=2, frames=4, size=32)
+    >>> network = partial(sk.load_model, "r2plus1d_narrow", 6)
+    >>> methods = {"gradient": {}, "step": {"preset": "fast"}}
+    >>> sk.sweep.run(source, network, methods, "maps", model_name="narrow")  # doctest: +SKIP
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1)):
+        require(type(value) is int and value >= least, name, value, f"at least {least}")
+    require(type(retries) is int and retries >= 0, "retries", retries, "at least 0")
+    dataset = source()
+    n = len(dataset) if n is None else n
+    require(0 < n <= len(dataset), "n", n, f"1..{len(dataset)} clips")
+    common = {
+        "network": _pickled("network", network),
+        "source": _pickled("source", source),
+        "model_name": model_name,
+        "batch_size": batch_size,
+        "out": str(out),
+        "seed": seed,
+        "threads": threads,
+    }
+    jobs = [
+        Job(
+            method=folder.partition("@")[0],
+            folder=folder,
+            options=tuple(sorted(options.items())),
+            clips=tuple(range(start, min(start + batch_size, n))),
+            **common,
+        )
+        for folder, options in methods.items()
+        for start in range(0, n, batch_size)
+    ]
+    manifest = _Manifest(Path(out) / dataset.name / model_name, methods, dataset.ids[:n])
+    with manifest, tqdm(total=n * len(methods), disable=not progress, unit="clip") as bar:
+        for attempt in range(retries + 1):
+            failed = []
+            for job, outcomes in _in_any_order(jobs, executor):
+                bad = manifest.note(job, outcomes)
+                failed += [replace(job, clips=(i,)) for i in bad]
+                bar.update(len(outcomes) if attempt == 0 else len(outcomes) - len(bad))
+            jobs = failed
+    return manifest.table
+
+
+def _pickled(name: str, call: Callable) -> bytes:
+    try:
+        return pickle.dumps(call)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"{name}: got {call!r}, expected a function of a module, or functools.partial of one, "
+            f"which can be pickled ({error})"
+        ) from error
+
+
+def _in_any_order(jobs: list[Job], executor: Executor | None) -> Iterator[tuple[Job, list[dict]]]:
+    """Yield each job with its outcomes, as they come."""
+    if executor is None:
+        yield from ((job, work(job)) for job in jobs)
+        return
+    waiting, todo = {}, iter(jobs)
+    try:
+        while True:
+            for job in itertools.islice(todo, AHEAD - len(waiting)):
+                waiting[executor.submit(work, job)] = job
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def work(job: Job) -> list[dict]:
+    """Do one job, in a worker; return what became of each clip.
+
+    Whatever goes wrong is the clip's failure, and the sweep goes on. Not so when the disk is full.
+    """
+    start, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(job.threads)
+    try:
+        model, weights = _once(job.network, _with_weights)
+        dataset = _once(job.source, lambda made: made)
+        place = Path(job.out) / dataset.name / job.model_name / job.folder
+        given = job.method, model, [dataset[i] for i in job.clips], place, weights
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*damaged, made again")  # the manifest says so
+            _, done = _explained(*given, job.batch_size, job.seed, dict(job.options))
+        outcomes = [{"status": "done", "what": what, "error": ""} for what in done]
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        failed = {"status": "failed", "what": "", "error": f"{type(error).__name__}: {error}"}
+        outcomes = [failed] * len(job.clips)
+    finally:
+        torch.set_num_threads(threads)
+    seconds = (time.perf_counter() - start) / len(job.clips)
+    return [outcome | {"seconds": seconds} for outcome in outcomes]
+
+
+_known = threading.local()  # a model is changed while it is explained: no two threads share one
+
+
+def _once(call: bytes, then: Callable):
+    """Make what a pickled call returns, once in each thread; the last few are kept."""
+    made = _known.__dict__.setdefault("made", {})
+    if call not in made:
+        while len(made) >= 4:
+            made.pop(next(iter(made)))
+        made[call] = then(pickle.loads(call)())
+    return made[call]
+
+
+def _with_weights(model: nn.Module) -> tuple[nn.Module, str]:
+    return model, fingerprint(*model.state_dict().values())
+
+
+class _Manifest:
+    """The table of what is done, failed, left; kept as ``manifest.csv``, whole at any time."""
+
+    def __init__(self, folder: Path, methods, ids: list[str]):
+        self.path, self.ids, self.saved = folder / "manifest.csv", ids, time.monotonic()
+        left = {"status": "left", "what": "", "seconds": float("nan"), "attempts": 0, "error": ""}
+        self.rows = {(m, i): dict(left) for m in methods for i in range(len(ids))}
+
+    def note(self, job: Job, outcomes: list[dict]) -> list[int]:
+        """Enter what became of a job's clips; return those that failed."""
+        for i, outcome in zip(job.clips, outcomes, strict=True):
+            row = self.rows[job.folder, i]
+            row.update(outcome, attempts=row["attempts"] + 1)
+        if time.monotonic() - self.saved > SAVED_EVERY:
+            self.save()
+        both = zip(job.clips, outcomes, strict=True)
+        return [i for i, outcome in both if outcome["status"] == "failed"]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per method and clip."""
+        rows = [{"method": m, "clip": self.ids[i], **row} for (m, i), row in self.rows.items()]
+        return pd.DataFrame(rows)
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, lambda partial: self.table.to_csv(partial, index=False))
+        self.saved = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.save()
