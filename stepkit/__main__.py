@@ -44,16 +44,69 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="afterwards keep what was made: figures/, results/, the outputs in the notebooks",
     )
+    _add_sweep(commands)
     return top
+
+
+def _add_sweep(commands) -> None:
+    text = "explain a dataset by some methods, on any number of workers; resumes"
+    add = commands.add_parser("sweep", help=text, description=text).add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="where maps and manifest go")
+    add("--dataset", default="folder", help="see stepkit.load_dataset (default: folder)")
+    add("--data", default="", metavar="DIR", help="where its videos are")
+    add("--split", default="test", help="train, val or test (default: test)")
+    add("--frames", type=int, default=16, metavar="T")
+    add("--size", type=int, default=112, metavar="PIXELS", help="height and width")
+    add("--n", type=int, metavar="N", help="the first N clips (default: all; 120 generated ones)")
+    add("--model", default="r2plus1d_18", help="see stepkit.load_model")
+    add("--weights", required=True, metavar="FILE", help="its weights, .safetensors")
+    add("--method", nargs="+", default=["step"], help="ids of stepkit.methods (default: step)")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="options of the methods that have them; values as in YAML",
+    )
+    add("--executor", default="loop", help="loop, threads, processes, dask, or tcp://host:port")
+    add("--workers", type=int, default=0, help="how many (default: one per core)")
+    add("--threads", type=int, default=1, help="of torch, in each job (default: 1)")
+    add("--batch-size", type=int, default=1, metavar="N", help="clips per job; more for a GPU")
+    add("--retries", type=int, default=1, metavar="N", help="for jobs that failed (default: 1)")
+    add("--seed", type=int, default=0)
+
+
+def sweep(options: dict) -> int:
+    """Carry out ``stepkit sweep``; 0, or 1 if some clips failed."""
+    from concurrent.futures import BrokenExecutor
+
+    from stepkit.sweep import asked, executor, run
+
+    take = options.pop
+    with executor(take("executor"), take("workers")) as workers:
+        try:
+            table = run(**asked(**options), executor=workers, progress=True)
+        except (BrokenExecutor, OSError) as error:
+            print(f"stepkit: {error}; the same command goes on from here", file=sys.stderr)
+            return 1
+    counts = table["status"].value_counts()
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    failed = table[table["status"] == "failed"]
+    for row in failed.head(20).itertuples():
+        print(f"failed: {row.method}, {row.clip}: {row.error}", file=sys.stderr)
+    return int(len(failed) > 0)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status (2: the command cannot be carried out)."""
     options = vars(parser().parse_args(arguments))
-    options.pop("command")
-    from stepkit.reproduce import reproduce
-
     try:
+        if options.pop("command") == "sweep":
+            return sweep(options)
+        from stepkit.reproduce import reproduce
+
         return reproduce(**options)
     except ValueError as error:
         print(f"stepkit: {error}", file=sys.stderr)

@@ -10,17 +10,22 @@ same bytes.
 cluster, goes on when a clip fails, and returns a table of what was done.
 """
 
+import contextlib
 import errno
 import hashlib
 import itertools
 import json
+import os
 import pickle
+import queue
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -29,10 +34,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from stepkit.attribution import attribute, heatmap, step
+from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
-from stepkit.checks import require
-from stepkit.data.sample import collate
+from stepkit.checks import one_of, require
+from stepkit.data import collate, load_dataset
 from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
+from stepkit.models import load_model, prepare
 
 CHUNK = 16  # perturbed copies of one clip that go through the network together
 
@@ -247,8 +254,8 @@ def run(
     batch_size : int
         Clips explained together, one job; more than one is for GPUs. Bytes depend on it.
     executor : concurrent.futures.Executor, optional
-        Of threads, of processes (not forked, see `executor`), ``Client.get_executor()`` of a Dask
-        client, or any other. None: a loop, here.
+        One that `executor` opens, ``Client.get_executor(pure=False)`` of a Dask client, or any
+        other. None: a loop, here.
     retries : int
         How often a job that failed is tried again, its clips then one by one.
     threads : int
@@ -270,6 +277,9 @@ def run(
     ------
     OSError
         The disk is full: every other job would fail as well.
+    concurrent.futures.BrokenExecutor
+        A worker of a pool of processes died, and the pool with it. What is done is kept: the same
+        call goes on from there. (Dask replaces workers that die.)
     TypeError
         ``source`` or ``network`` cannot be pickled.
 
@@ -330,23 +340,67 @@ def _pickled(name: str, call: Callable) -> bytes:
         ) from error
 
 
-def _in_any_order(jobs: list[Job], executor: Executor | None) -> Iterator[tuple[Job, list[dict]]]:
+def _in_any_order(jobs: list[Job], executor: Executor | None, do=None) -> Iterator:
     """Yield each job with its outcomes, as they come."""
+    do = do or work
     if executor is None:
-        yield from ((job, work(job)) for job in jobs)
+        yield from ((job, do(job)) for job in jobs)
         return
-    waiting, todo = {}, iter(jobs)
+    todo, waiting, done = iter(jobs), {}, queue.SimpleQueue()
     try:
         while True:
             for job in itertools.islice(todo, AHEAD - len(waiting)):
-                waiting[executor.submit(work, job)] = job
+                future = executor.submit(do, job)
+                waiting[future] = job
+                future.add_done_callback(done.put)
             if not waiting:
                 return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
+            future = done.get()
+            job, error = waiting.pop(future), future.exception()
+            if isinstance(error, OSError | BrokenExecutor):
+                raise error
+            yield job, _failed(job, error) if error else future.result()
     finally:
         for future in waiting:
             future.cancel()
+
+
+@contextlib.contextmanager
+def executor(name: str, workers: int = 0) -> Iterator[Executor | None]:
+    """Open an executor for `run`, and close it afterwards.
+
+    Parameters
+    ----------
+    name : str
+        ``"loop"`` (no executor), ``"threads"``, ``"processes"``; ``"dask"``: processes of a
+        ``LocalCluster``; or the address of a Dask scheduler, ``"tcp://host:8786"``.
+    workers : int
+        How many; by default one per core. A scheduler has its own.
+    """
+    known = "loop", "threads", "processes", "dask"
+    if "://" not in name:
+        one_of("executor", name, known)
+    workers = workers or os.cpu_count() or 1
+    if name == "loop":
+        yield None
+    elif name == "threads":
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool
+    elif name == "processes":  # spawned: a fork of a process with threads may hang
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            yield pool
+    else:
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError as error:
+            raise ImportError(f"executor {name!r} needs: pip install 'stepkit[dask]'") from error
+        with contextlib.ExitStack() as stack:
+            where = name
+            if name == "dask":
+                cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None)
+                where = stack.enter_context(cluster)
+            client = stack.enter_context(Client(where))
+            yield client.get_executor(pure=False)
 
 
 def work(job: Job) -> list[dict]:
@@ -368,15 +422,20 @@ def work(job: Job) -> list[dict]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        failed = {"status": "failed", "what": "", "error": f"{type(error).__name__}: {error}"}
-        outcomes = [failed] * len(job.clips)
+        outcomes = _failed(job, error)
     finally:
         torch.set_num_threads(threads)
     seconds = (time.perf_counter() - start) / len(job.clips)
     return [outcome | {"seconds": seconds} for outcome in outcomes]
 
 
+def _failed(job: Job, error: BaseException) -> list[dict]:
+    told = {"status": "failed", "what": "", "error": f"{type(error).__name__}: {error}"}
+    return [told] * len(job.clips)
+
+
 _known = threading.local()  # a model is changed while it is explained: no two threads share one
+_making = threading.Lock()  # and fresh weights are drawn from one global generator
 
 
 def _once(call: bytes, then: Callable):
@@ -385,12 +444,49 @@ def _once(call: bytes, then: Callable):
     if call not in made:
         while len(made) >= 4:
             made.pop(next(iter(made)))
-        made[call] = then(pickle.loads(call)())
+        with _making:
+            made[call] = then(pickle.loads(call)())
     return made[call]
 
 
 def _with_weights(model: nn.Module) -> tuple[nn.Module, str]:
     return model, fingerprint(*model.state_dict().values())
+
+
+def asked(
+    *, dataset, data, split, frames, size, n, model, weights, method, settings, **others
+) -> dict:
+    """Turn what the command line says into arguments of `run`, checked before anything runs."""
+    import yaml
+
+    known = methods_table()["options"].str.split(", ")
+    options, used = {}, set()
+    pairs = [setting.partition("=") for setting in settings]
+    given = {key: yaml.safe_load(value) for key, _, value in pairs}
+    for name in method:
+        one_of("method", name, known.index)
+        options[name] = {key: value for key, value in given.items() if key in known[name]}
+        used |= options[name].keys()
+    for key in given:
+        require(key in used, "--set", key, f"an option of {' or '.join(method)}")
+    require(Path(weights).is_file(), "--weights", weights, "a file")
+    clips = {"frames": frames, "size": size, "n": n or 120, "data": data}
+    source = partial(load_dataset, dataset, split, **clips)
+    network = partial(ready, model, len(source().classes), weights)
+    return {
+        "source": source,
+        "network": network,
+        "methods": options,
+        "model_name": model,
+        "n": n,
+        **others,
+    }
+
+
+def ready(name: str, classes: int, weights: str) -> nn.Module:
+    """Return a model as the command line sweeps with it: prepared, on a GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return prepare(load_model(name, classes, weights=weights).to(device), "auto")
 
 
 class _Manifest:

@@ -1,11 +1,21 @@
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from functools import partial
+
+import pandas as pd
 import pytest
 import torch
 
 from stepkit import files as whole_files
 from stepkit import sweep
+from stepkit.__main__ import main
 from stepkit.attribution import attribute
-from stepkit.data import Synthetic, batch
+from stepkit.data import Synthetic, batch, load_dataset
 from stepkit.models import load_model
+from stepkit.training import save_model
 
 
 @pytest.fixture
@@ -23,7 +33,8 @@ def explain(method, model, data, out, **options):
 
 
 def files(out):
-    return {path.name: path.read_bytes() for path in sorted(out.rglob("*.safetensors"))}
+    paths = sorted(out.rglob("*.safetensors"))
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
 def test_one_file_per_clip_at_its_place(tmp_path, model, data):
@@ -123,3 +134,236 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, model, data, monkeypatch
     with pytest.raises(OSError, match="No space"):
         explain("gradient", model, data, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ------------------------------------------------------------------------------ over many workers
+
+SOURCE = partial(load_dataset, "object", "test", n=4, frames=3, size=24)
+NETWORK = partial(load_model, "r2plus1d_narrow", 6)
+METHODS = {"gradient": {}, "step@short": {"iterations": 2, "areas": (0.1, 0.3)}}
+
+
+def run(out, source=SOURCE, network=NETWORK, methods=METHODS, **options):
+    return sweep.run(source, network, methods, out, model_name="narrow", **options)
+
+
+class Moody(torch.nn.Module):
+    """Cannot make anything of bright clips."""
+
+    def __init__(self, bound):
+        super().__init__()
+        self.model, self.bound = NETWORK(), bound
+
+    def forward(self, clips):
+        logits = self.model(clips)
+        return logits.where(clips.mean((1, 2, 3, 4))[:, None] < self.bound, float("nan"))
+
+
+class Deadly(Synthetic):
+    """The third clip takes its process with it, until there is a file that says enough."""
+
+    def __init__(self, enough):
+        super().__init__("object", n=4, frames=3, size=24)
+        self.enough = enough
+
+    def __getitem__(self, i):
+        if i == 2 and not self.enough.exists():
+            self.enough.touch()
+            signal.raise_signal(signal.SIGKILL)
+        return super().__getitem__(i)
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory):
+    out = tmp_path_factory.mktemp("looped")
+    table = run(out)
+    return out, table
+
+
+def test_a_loop_does_what_explain_does(tmp_path, looped, model, data):
+    out, table = looped
+    assert len(table) == 8
+    assert (table["status"] == "done").all()
+    assert (table["what"] == "made").all()
+    assert (table["attempts"] == 1).all()
+    assert table["clip"].tolist() == [*data.ids, *data.ids]
+    torch.set_num_threads(1)
+    explain("gradient", model, data, tmp_path, batch_size=1)
+    mine = files(tmp_path / "object" / "narrow" / "gradient")
+    assert mine == files(out / "object" / "narrow" / "gradient")
+    kept = pd.read_csv(out / "object" / "narrow" / "manifest.csv", keep_default_na=False)
+    assert kept["method"].tolist() == ["gradient"] * 4 + ["step@short"] * 4
+
+
+@pytest.mark.parametrize("name", ["threads", "processes", "dask"])
+def test_workers_write_the_same_bytes(tmp_path, looped, name):
+    if name == "dask":
+        pytest.importorskip("distributed")
+    with sweep.executor(name, 2) as executor:
+        table = run(tmp_path, executor=executor)
+    assert (table["status"] == "done").all()
+    assert files(tmp_path) == files(looped[0])
+
+
+def test_a_second_sweep_finds_everything(looped):
+    before = {path: path.stat().st_mtime_ns for path in looped[0].rglob("*.safetensors")}
+    assert (run(looped[0])["what"] == "found").all()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_clip_that_fails_is_named_tried_again_and_stops_nothing(tmp_path, data):
+    bright = [float(data[i].clip.mean()) for i in range(4)]
+    bound = (sorted(bright)[2] + sorted(bright)[3]) / 2
+    network = partial(Moody, bound)
+    methods = {"gradient": {}, "integrated_gradients": {"steps": 1}}  # its one point is the clip
+    table = run(tmp_path, network=network, methods=methods, batch_size=2, retries=1)
+    bad = table[table["status"] == "failed"]
+    assert bad["clip"].tolist() == [data.ids[bright.index(max(bright))]] * 2
+    assert bad["error"].str.contains("NaN").all()
+    assert (bad["attempts"] == 2).all()
+    assert len(files(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
+def test_a_damaged_file_is_found_named_and_made_again(tmp_path, harm):
+    run(tmp_path)
+    whole, path = files(tmp_path), sorted(tmp_path.rglob("*.safetensors"))[5]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes({"cut": content[:-9], "flip": content, "empty": b""}[harm])
+    table = run(tmp_path)
+    assert table["what"].str.contains("damaged").tolist() == [i == 5 for i in range(8)]
+    assert files(tmp_path) == whole
+
+
+def test_two_sweeps_into_one_folder_both_end_well(tmp_path, looped):
+    with ThreadPoolExecutor(2) as pool:
+        tables = [pool.submit(run, tmp_path) for _ in range(2)]
+    assert all((table.result()["status"] == "done").all() for table in tables)
+    assert files(tmp_path) == files(looped[0])
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_full_disk_stops_the_sweep_and_harms_nothing(tmp_path, looped, monkeypatch):
+    real, written = whole_files.save_file, []
+
+    def fills(tensors, path, metadata):
+        if len(written) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(whole_files, "save_file", fills)
+    with pytest.raises(OSError, match=r"No space left on device.*safetensors"):
+        run(tmp_path)
+    kept = files(tmp_path)
+    assert len(kept) == 3
+    assert all(files(looped[0])[name] == content for name, content in kept.items())
+    assert not list(tmp_path.rglob("*.part"))
+    manifest = pd.read_csv(tmp_path / "object" / "narrow" / "manifest.csv")
+    assert manifest["status"].tolist() == ["done"] * 3 + ["left"] * 5
+    monkeypatch.undo()
+    assert run(tmp_path)["what"].tolist() == ["found"] * 3 + ["made"] * 5
+
+
+def test_a_worker_that_dies_ends_a_pool_of_processes_and_the_rerun_goes_on(tmp_path):
+    source = partial(Deadly, tmp_path / "enough")
+    with sweep.executor("processes", 1) as executor, pytest.raises(BrokenExecutor):
+        run(tmp_path / "out", source=source, executor=executor)
+    done = len(files(tmp_path / "out"))
+    assert done >= 1
+    table = run(tmp_path / "out", source=source)
+    assert (table["what"] == "found").sum() == done
+    assert (table["status"] == "done").all()
+
+
+def test_dask_replaces_a_worker_that_dies(tmp_path, looped):
+    pytest.importorskip("distributed")
+    with sweep.executor("dask", 2) as executor:
+        table = run(tmp_path / "out", source=partial(Deadly, tmp_path / "x"), executor=executor)
+    assert (table["status"] == "done").all()
+    assert files(tmp_path / "out") == files(looped[0])
+
+
+def test_what_cannot_be_pickled_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"network: got .*lambda.* expected a function of a module"):
+        run(tmp_path, network=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"n": 5}, "n: got 5, expected 1..4 clips"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"threads": 0}, "threads: got 0"),
+        ({"retries": -1}, "retries: got -1"),
+    ],
+)
+def test_bad_arguments_of_a_sweep_are_named(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path, **options)
+
+
+def test_unknown_executors_are_named():
+    with (
+        pytest.raises(ValueError, match="executor: got 'fork', expected one of"),
+        sweep.executor("fork"),
+    ):
+        pass
+
+
+# -------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
+    save_model(NETWORK(), path)
+    return path
+
+
+def command(weights, out, *others):
+    size = ["--dataset", "object", "--n", "4", "--frames", "3", "--size", "24"]
+    model = ["--model", "r2plus1d_narrow", "--weights", str(weights)]
+    return ["sweep", *size, *model, "--out", str(out), *others]
+
+
+def test_the_command_line_sweeps(tmp_path, weights, capsys):
+    options = ["--method", "gradient", "smoothgrad", "--set", "samples=2"]
+    assert main(command(weights, tmp_path, *options)) == 0
+    assert "8 done" in capsys.readouterr().out
+    assert len(files(tmp_path)) == 8
+    assert main(command(weights, tmp_path, *options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "magic"], "method: got 'magic'"),
+        (["--set", "samples=2"], "--set: got samples, expected an option of step"),
+        (["--weights", "nowhere"], "--weights: got nowhere, expected a file"),
+        (["--executor", "fork"], "executor: got 'fork'"),
+        (["--dataset", "ucf101-24"], "data: got ''"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(tmp_path, weights, options, said, capsys):
+    assert main(command(weights, tmp_path, *options)) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path, weights):
+    step = ["--method", "step", "--set", "preset=fast", "iterations=8"]
+    main(command(weights, tmp_path / "whole", *step))
+    given = [sys.executable, "-m", "stepkit", *command(weights, tmp_path / "killed", *step)]
+    process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(files(tmp_path / "killed")) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.safetensors")}
+    main(command(weights, tmp_path / "killed", *step))
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(before) >= 2

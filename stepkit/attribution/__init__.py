@@ -126,20 +126,36 @@ def attribute(
     maps = torch.empty(len(clips), *clips.shape[2:], device=clips.device)
     family, needs = _METHODS[method].family, _METHODS[method].needs
     inside = family == "backprop" or "activation" in needs  # of the network, layer by layer
-    with frozen(model), uncompiled(model) if inside else contextlib.nullcontext():
+    layers = uncompiled(model) if inside else contextlib.nullcontext()
+    with frozen(model), layers:
         needs_gradient = "gradient" in needs
         classes = check_model(model, clips[:1].to(device), gradient=needs_gradient)
         targets = check_targets(targets, len(clips), classes, device)
         starts = range(0, len(clips), batch_size)
         bar = functools.partial(tqdm, disable=not progress, leave=False)
         wanted = inspect.signature(run).parameters
-        for start in bar(starts, desc=method):
-            chunk = slice(start, start + batch_size)
-            given = {"seeds": seeds[chunk], "batch_size": batch_size, "bar": bar}
-            given = {name: value for name, value in given.items() if name in wanted} | options
-            maps[chunk] = run(model, clips[chunk].to(device), targets[chunk], **given).to(maps)
+        with _watched(model, method):
+            for start in bar(starts, desc=method):
+                chunk = slice(start, start + batch_size)
+                given = {"seeds": seeds[chunk], "batch_size": batch_size, "bar": bar}
+                given = {name: value for name, value in given.items() if name in wanted} | options
+                maps[chunk] = run(model, clips[chunk].to(device), targets[chunk], **given).to(maps)
     require(bool(torch.isfinite(maps).all()), "model", f"NaN in {method}", "finite attributions")
     return maps
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, method: str):
+    """Refuse, at the end, a model that returned NaN for some clip: its map may well be finite."""
+    finite = []  # on the device: looking at each would wait for it
+    note = lambda _, __, logits: finite.append(torch.isfinite(logits.detach()).all())  # noqa: E731
+    handle = model.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+    good = not finite or bool(torch.stack(finite).all())
+    require(good, "model", f"NaN or infinity in {method}", "finite logits")
 
 
 def methods() -> pd.DataFrame:
@@ -166,7 +182,7 @@ def methods() -> pd.DataFrame:
 def _options(run) -> list[str]:
     """Return the names of a method's own options."""
     if run is step:
-        return list(Settings.__dataclass_fields__)
+        return ["preset", *Settings.__dataclass_fields__]
     if run is extremal_perturbation:
         return EXTREMAL_OPTIONS
     parameters = inspect.signature(run).parameters.values()
