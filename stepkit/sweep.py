@@ -15,6 +15,7 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pickle
 import queue
@@ -397,7 +398,8 @@ def executor(name: str, workers: int = 0) -> Iterator[Executor | None]:
         with contextlib.ExitStack() as stack:
             where = name
             if name == "dask":
-                cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None)
+                quiet = {"dashboard_address": None, "silence_logs": logging.ERROR}
+                cluster = LocalCluster(workers, threads_per_worker=1, **quiet)
                 where = stack.enter_context(cluster)
             client = stack.enter_context(Client(where))
             yield client.get_executor(pure=False)
