@@ -17,6 +17,9 @@ from PIL import Image, ImageOps
 from stepkit.checks import require
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Small files can unfold without end: what is beyond any camera is refused before it fills memory.
+MOST_FRAMES = 500_000  # 5 hours at 25 a second
+MOST_PIXELS = 2**26  # of one frame: twice 8K
 
 
 def lazy_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
@@ -58,6 +61,11 @@ def _video(path: Path):
                 refuse(path, "in which there is no video", "a video stream")
             if streams[0].codec_context is None:
                 refuse(path, "for which FFmpeg has no decoder", "another codec")
+            codec = streams[0].codec_context
+            size = f"whose frames are {codec.width}x{codec.height}"
+            if codec.width * codec.height > MOST_PIXELS:
+                refuse(path, size, f"at most {MOST_PIXELS} pixels a frame")
+            codec.options = {"max_pixels": str(MOST_PIXELS)}  # a stream may grow on its way
             streams[0].thread_type = "AUTO"
             yield container, streams[0]
     except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where a stream breaks up
@@ -71,6 +79,8 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
             damaged |= packet.is_corrupt
             for frame in packet.decode():
                 seen += 1
+                if seen > MOST_FRAMES:
+                    refuse(path, f"of more than {MOST_FRAMES} frames", "a part of it at a time")
                 yield frame
         # Some writers of AVI get the length wrong: it counts only where frames are lost as well.
         complete = container.format.name == "avi" and seen == stream.frames and not damaged
@@ -145,6 +155,8 @@ def _images(folder: Path) -> list[Path]:
     files = [file for file in files if not file.name.startswith(".")]
     if not files:
         refuse(folder, "a folder without images", "one image per frame: " + " ".join(IMAGES))
+    if len(files) > MOST_FRAMES:
+        refuse(folder, f"of {len(files)} images", f"at most {MOST_FRAMES}")
     numbers = re.compile("[0-9]+")
     padded = {file: numbers.sub(lambda found: found[0].zfill(20), file.name) for file in files}
     return sorted(files, key=lambda file: (padded[file], file.name))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stepkit import clips
+from stepkit import clips, sources
 from stepkit.clips import (
     MEAN,
     STD,
@@ -660,3 +660,29 @@ def test_real_videos_cut_short_are_refused(real_data, tmp_path):
             data = whole.read_bytes()
             short.write_bytes(data[: int(len(data) * share)])
             assert "truncated" in refusal(short)
+
+
+# ---------------------------------------------------------------------------------- without end
+
+
+def test_a_video_that_unfolds_into_too_many_frames_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_FRAMES", 5)
+    path = video(tmp_path / "a.mp4", noise(8))
+    for read in (frame_count, read_frames, read_clip):
+        with pytest.raises(ValueError, match="of more than 5 frames, expected a part of it"):
+            read(path)
+
+
+def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_PIXELS", 100)
+    monkeypatch.setattr(sources, "_upright", lambda *a: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"whose frames are \d+x\d+, expected at most 100 pixels"):
+        read_frames(video(tmp_path / "a.mp4", noise(3)))
+
+
+def test_a_folder_of_too_many_images_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_FRAMES", 2)
+    for i in range(3):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match="of 3 images, expected at most 2"):
+        read_frames(tmp_path)
