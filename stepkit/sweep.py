@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit.attribution import attribute, heatmap, step
+from stepkit.attribution import PRESETS, attribute, heatmap, step
 from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
@@ -329,6 +329,49 @@ def run(
                 bar.update(len(outcomes) if attempt == 0 else len(outcomes) - len(bad))
             jobs = failed
     return manifest.table
+
+
+def cost(clips: int, seconds_per_pass: float, workers: int = 1, methods=()) -> pd.DataFrame:
+    """Say how long a sweep will take, before it is begun.
+
+    hours = clips · passes · seconds per pass / workers. Passes are those of the default options,
+    forward and backward each one (`stepkit.methods`); STEP's preset ``fast`` has a row of its own.
+    Decoding, superpixels and writing are not in it.
+
+    Parameters
+    ----------
+    clips : int
+        How many.
+    seconds_per_pass : float
+        Of one clip through the network, forward or backward; measure it with
+        ``benchmarks/iteration.py``: "bare" is eight passes, four clips forward and backward.
+    workers : int
+        Processes or GPUs of that speed.
+    methods : sequence of str
+        Ids; all by default.
+
+    Returns
+    -------
+    DataFrame
+        By method: ``passes`` per clip, ``hours``.
+
+    Examples
+    --------
+    >>> cost(910, 0.01, workers=4, methods=["gradient"]).loc["gradient", "passes"]
+    4
+    """
+    require(clips >= 1, "clips", clips, "at least 1")
+    require(seconds_per_pass > 0, "seconds_per_pass", seconds_per_pass, "more than 0")
+    require(workers >= 1, "workers", workers, "at least 1")
+    table = methods_table()[["forward", "backward"]].sum(axis=1)
+    for name in methods:
+        one_of("methods", name, table.index)
+    table = table[list(methods) or table.index]
+    if "step" in table:
+        share = PRESETS["fast"].iterations / PRESETS["default"].iterations
+        table = pd.concat([table, pd.Series({"step, fast": round(share * table["step"])})])
+    table = table.rename_axis("method").to_frame("passes")
+    return table.assign(hours=clips * table["passes"] * seconds_per_pass / workers / 3600)
 
 
 def _pickled(name: str, call: Callable) -> bytes:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import stepkit as sk
 from stepkit import files as whole_files
 from stepkit import sweep
 from stepkit.__main__ import main
@@ -311,6 +312,16 @@ def test_unknown_executors_are_named():
         sweep.executor("fork"),
     ):
         pass
+
+
+def test_the_cost_of_a_sweep_is_clips_times_passes():
+    table = sweep.cost(3600, 0.5, workers=2, methods=["gradient", "step"])
+    assert table.loc["gradient", "hours"] == 4 * 0.25 * 1000 / 1000
+    assert table.loc["step", "passes"] == 4805 + 4801
+    assert table.loc["step, fast", "passes"] == round(9606 / 20)
+    assert len(sweep.cost(1, 1)) == len(sk.methods()) + 1
+    with pytest.raises(ValueError, match="seconds_per_pass: got 0"):
+        sweep.cost(1, 0)
 
 
 # -------------------------------------------------------------------------------- the command line
