@@ -21,6 +21,7 @@ import torch
 from common import record, row, seconds
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import stepkit as sk
 from stepkit.attribution import masks
@@ -118,6 +119,21 @@ def bare(model, clips, targets):
     return iteration
 
 
+def operations(model, clips) -> float:
+    """Count the floating-point operations of *bare*: the forward pass, and as many back."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(clips)
+    return 2 * len(AREAS) * counter.get_total_flops()
+
+
+def matrix_rate(kind: str, device, repeats: int) -> float:
+    """Return the operations per second of a large matrix product: the most to be hoped for."""
+    n = 8192 if device.type == "cuda" else 3072
+    a = torch.randn(n, n, device=device, dtype=getattr(torch, kind.partition(" ")[0]))
+    taken = seconds({"product": lambda: a @ a}, repeats)["product"]
+    return 2 * n**3 / float(np.median(taken))
+
+
 def disagreement(given) -> float:
     """Return how far the two gradients are apart, at most, as a share of the largest.
 
@@ -166,6 +182,10 @@ def main():
         floor, step = took[f"bare {kind}"], took[f"step {kind}"]
         rows.append(row(f"(a) step / bare, {kind}", case, step / floor, "ratio", "<= 1.15"))
         rows.append(row(f"(b) twin / step, {kind}", case, took["twin"] / step, "ratio", ">= 10"))
+        rate = matrix_rate(kind, device, asked.repeats)
+        share = operations(raw, clips) / rate / step
+        rows.append(row(f"matrix products, {kind}", "", rate / 1e9, "GFLOP/s"))
+        rows.append(row(f"(a) share of that rate in step, {kind}", case, share, ""))
     rows.append(row("twin masks / masks", case, took["twin masks"] / took["masks"], "ratio"))
     rows.append(row("the twins' gradients apart", case, disagreement(given), "of the largest"))
     record(f"iteration {asked.model}", rows)
