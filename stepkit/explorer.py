@@ -56,7 +56,7 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
         ``"step"`` the masks (A, T, H, W). The rest is computed when it is chosen, STEP on a click.
     methods : dict of str to dict
         The methods to choose from, ids of `stepkit.methods`, each with its options: the first two
-        stand side by side. STEP's areas, 5, 10, 15 and 20 % by default, are the areas to choose.
+        stand side by side. STEP is always among them; its areas, 5, 10, 15 and 20 % by default, are the areas to choose.
     steps : int, default 16
         Of the insertion curves.
 
@@ -79,7 +79,8 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     clips = clips if isinstance(clips, Mapping) else {"clip": clips}
     checks.require(len(models) > 0, "models", "none", "at least one")
     checks.require(len(clips) > 0, "clips", "none", "at least one")
-    checks.require(len(methods) > 0, "methods", "none", "at least one")
+    methods = {**methods}
+    methods.setdefault("step", METHODS["step"])
     for method in methods:
         checks.one_of("methods", method, known_methods().index)
     for name, clip in clips.items():
@@ -97,7 +98,7 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
         given = targets.get(name)
         given = panels.probabilities(first, clip).argmax() if given is None else given
         known[name] = int(checks.targets(given, 1, count))
-    return Explorer(dict(models), dict(clips), known, classes, maps or {}, dict(methods), steps)
+    return Explorer(dict(models), dict(clips), known, classes, maps or {}, methods, steps)
 
 
 class Explorer(widgets.VBox):
@@ -117,6 +118,7 @@ class Explorer(widgets.VBox):
                     self._give(model, clip, method, found)
         self._make_controls()
         super().__init__(self._arrange(), layout=widgets.Layout(max_width="1240px", width="100%"))
+        self.add_class("stepkit-explorer")
         self._observe()
         threading.Thread(target=self._work, daemon=True, name="stepkit.explore").start()
         self._pick()
@@ -160,11 +162,11 @@ class Explorer(widgets.VBox):
         about = "Run STEP on this clip, for this class"
         self.explain = _button("Explain", "search", about, button_style="primary")
         self.stop = _button("Stop", "stop", "End STEP here, and keep its masks", disabled=True)
-        self.progress = widgets.IntProgress(layout={"width": "240px", "visibility": "hidden"})
+        self.progress = widgets.IntProgress(layout={"width": "240px", "display": "none"})
         accept = "video/*,.mkv,.avi,.gif"
         self.upload = widgets.FileUpload(accept=accept, description="Your video", layout=_WIDE)
         self.prepare = _button("Prepare downloads", "download", "Masks, overlays and scores")
-        self.heading, self.status, self.links = (widgets.HTML() for _ in range(3))
+        self.heading, self.status, self.links = _label(), _label(), _label()
         self.energy, self.curve = (widgets.HTML(layout={"width": "100%"}) for _ in range(2))
         self.rows = {"A": _Row(), "B": _Row()}
 
@@ -182,7 +184,7 @@ class Explorer(widgets.VBox):
             *self.rows.values(),
             _grid(charts, 300),
             _line(self.preset, self.explain, self.stop, self.progress),
-            _line(self.upload, widgets.HTML(hint), self.prepare, self.links),
+            _line(self.upload, _label(hint), self.prepare, self.links),
             self.status,
         ]
 
@@ -366,7 +368,7 @@ class Explorer(widgets.VBox):
             self._stop.clear()
             self.explain.disabled, self.stop.disabled = True, False
             self.progress.value, self.progress.max = 0, self._iterations(self.preset.value)
-            self.progress.layout.visibility = "visible"
+            self.progress.layout.display = ""
             self.status.value = "STEP is running"
         self._queue.put(partial(self._explain, self._running, self.preset.value))
 
@@ -397,7 +399,7 @@ class Explorer(widgets.VBox):
         finally:
             self._running = None
             self.explain.disabled, self.stop.disabled = False, True
-            self.progress.layout.visibility = "hidden"
+            self.progress.layout.display = "none"
         self._keep_masks(key, found.masks, found.probabilities)
 
     def _keep_masks(self, key, masks: Tensor, phi: Tensor) -> None:
@@ -460,6 +462,7 @@ class Explorer(widgets.VBox):
 
 
 _WIDE = {"width": "170px"}
+_SMALL = {"font_size": "13px"}
 
 
 class _Row(widgets.VBox):
@@ -467,12 +470,12 @@ class _Row(widgets.VBox):
 
     def __init__(self):
         self.found, self.seen, self.films = None, None, {}
-        self.title = widgets.HTML()
+        self.title = _label()
         self.images = {
             kind: widgets.Image(format="jpeg", layout={"width": "100%"}) for kind in KINDS
         }
         cells = [
-            widgets.VBox([widgets.HTML(LABELS.get(kind, kind)), image])
+            widgets.VBox([_label(LABELS.get(kind, kind)), image])
             for kind, image in self.images.items()
         ]
         super().__init__([self.title, _grid(cells, 145)])
@@ -488,12 +491,17 @@ def _choice(name: str, options, value=None) -> widgets.Dropdown:
 
 
 def _slider(kind, name: str, value, high, by):
-    layout = {"width": "auto", "min_width": "180px", "flex": "1 1 auto"}
+    layout = {"width": "auto", "flex": "1 1 250px"}
     return kind(value=value, min=0, max=high, step=by, description=name, layout=layout)
 
 
 def _button(name: str, icon: str, about: str, **more) -> widgets.Button:
     return widgets.Button(description=name, icon=icon, tooltip=about, layout=_WIDE, **more)
+
+
+def _label(text: str = "") -> widgets.HTML:
+    """Return a line of text that is as high as its letters."""
+    return widgets.HTML(text, layout={"margin": "2px 0", "height": "auto"}, style=_SMALL)
 
 
 def _line(*children) -> widgets.HBox:

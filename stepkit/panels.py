@@ -170,7 +170,7 @@ def _chart(title: str, names: list[str], ticks: dict[int, str], parts: list[str]
     body = "".join([_text(50, 16, title), lines, *labels, *parts, *legend])
     return (
         f'<svg viewBox="0 0 470 232" role="img" aria-label="{html.escape(title)}" '
-        'style="width:100%;max-width:560px;color:var(--jp-ui-font-color1,#222);'
+        'style="width:100%;max-width:470px;color:var(--jp-ui-font-color1,#222);'
         f'font:15px sans-serif">{body}</svg>'
     )
 
