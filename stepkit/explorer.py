@@ -25,13 +25,8 @@ from stepkit.attribution import methods as known_methods
 from stepkit.panels import KINDS, SUM
 from stepkit.viz import CMAP, OPACITY, caption
 
-METHODS = {
-    "step": {"preset": "fast"},
-    "grad_cam": {},
-    "gradient": {},
-    "integrated_gradients": {},
-    "random": {},
-}
+OTHERS = ("grad_cam", "gradient", "integrated_gradients", "random")
+METHODS = {"step": {"preset": "fast"}} | {method: {} for method in OTHERS}
 AREAS = (0.05, 0.10, 0.15, 0.20)
 CMAPS = ("inferno", "viridis", "cividis", "gray")  # each brighter from end to end
 LABELS = {"kept": "kept only", "inserted": "partly inserted"}
@@ -55,8 +50,9 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
         What is known already: ``maps[model][clip][method]``, for these targets. (T, H, W); of
         ``"step"`` the masks (A, T, H, W). The rest is computed when it is chosen, STEP on a click.
     methods : dict of str to dict
-        The methods to choose from, ids of `stepkit.methods`, each with its options: the first two
-        stand side by side. STEP is always among them; its areas, 5, 10, 15 and 20 % by default, are the areas to choose.
+        The methods to choose from, ids of `stepkit.methods`, each with its options; the first two
+        stand side by side. STEP is always among them. Its areas (5, 10, 15 and 20 %) are those to
+        choose from; of another method's map, each is the share of its highest voxels.
     steps : int, default 16
         Of the insertion curves.
 
@@ -70,6 +66,10 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     TypeError, ValueError
         Clips, maps or models that do not fit each other; unknown methods; a target outside the
         classes. What goes wrong later is said in the widget.
+
+    Notes
+    -----
+    STEP runs beside the notebook: until it ends, leave the model alone in other cells.
 
     Examples
     --------
@@ -107,7 +107,7 @@ class Explorer(widgets.VBox):
     def __init__(self, models, clips, targets, classes, maps, methods, steps):
         self._models, self._clips, self._targets = models, clips, targets
         self._classes, self._methods, self._steps = classes, methods, steps
-        self._areas = tuple(methods.get("step", {}).get("areas", AREAS))
+        self._areas = tuple(methods["step"].get("areas", AREAS))
         self._facts: dict[tuple, object] = {}  # None: asked for
         self._queue: queue.Queue = queue.Queue()
         self._lock, self._stop = threading.RLock(), threading.Event()
@@ -156,7 +156,7 @@ class Explorer(widgets.VBox):
         self.share.readout_format = ".0%"
         self.play = widgets.Play(interval=200, repeat=True, layout={"width": "auto"})
         widgets.jslink((self.play, "value"), (self.frame, "value"))
-        preset = self._methods.get("step", {}).get("preset", "default")
+        preset = self._methods["step"].get("preset", "default")
         presets = [(f"{name}, {self._iterations(name)} iterations", name) for name in PRESETS]
         self.preset = _choice("preset", presets, preset)
         about = "Run STEP on this clip, for this class"
@@ -175,9 +175,9 @@ class Explorer(widgets.VBox):
         choices += [self.cmap, self.opacity]
         charts = [
             widgets.VBox([_line(self.play, self.frame), self.energy]),
-            widgets.VBox([self.share, self.curve]),
+            widgets.VBox([_line(self.share), self.curve]),
         ]
-        hint = f"up to {panels.MAX_BYTES >> 20} MB and {panels.MAX_FRAMES} frames"
+        hint = f"up to {panels.MAX_BYTES >> 20} MB (Jupyter drops what is larger without a word)"
         return [
             _grid(choices, 270),
             self.heading,
@@ -231,7 +231,8 @@ class Explorer(widgets.VBox):
         with self._lock:
             if self._quiet:
                 return
-            self.links.value = ""  # they are of what was seen before
+            if kinds:
+                self.links.value = ""  # they are of what was seen before
             self._head()
             clip, given = self._clips[self.clip.value], (self.share.value, self._look())
             for name, row in self.rows.items():
@@ -310,6 +311,8 @@ class Explorer(widgets.VBox):
         return None if isinstance(found, Exception) else found
 
     def _learn(self, fact: tuple) -> None:
+        if fact not in self._facts:  # forgotten meanwhile
+            return
         kind, key, *rest = fact
         try:
             self._facts[fact] = getattr(self, f"_find_{kind}")(key, *rest)
@@ -329,8 +332,7 @@ class Explorer(widgets.VBox):
     def _find_phi(self, key, area) -> float:
         model, clip, target, _ = key
         seen = panels.see(self._facts["map", key], area, self._areas)
-        removal = self._methods.get("step", {}).get("removal", "blur")
-        kept = panels.keep(self._clips[clip], seen, removal)
+        kept = panels.keep(self._clips[clip], seen, self._methods["step"].get("removal", "blur"))
         return float(panels.probabilities(self._models[model], kept)[target])
 
     def _find_curve(self, key) -> metrics.Curve:
@@ -355,8 +357,7 @@ class Explorer(widgets.VBox):
     # --- STEP ---
 
     def _iterations(self, preset: str) -> int:
-        own = self._methods.get("step", {})
-        return own.get("iterations", PRESETS[preset].iterations)
+        return self._methods["step"].get("iterations", PRESETS[preset].iterations)
 
     def _start(self, _) -> None:
         with self._lock:
@@ -440,22 +441,22 @@ class Explorer(widgets.VBox):
 
     def _export(self) -> None:
         """Offer what is seen as links that hold the files themselves."""
-        clip, links, tables = self._clips[self.clip.value], [], []
-        for name, row in self.rows.items():
-            if row.seen is None:
-                continue
-            key = self._key(name)
-            stem = "_".join(map(str, (key[1], key[0], key[3])))
-            files = panels.files(clip, row.found, row.seen, self._areas, self._look())
-            links += [panels.link(f"{stem}{suffix}", data) for suffix, data in files.items()]
-            names = {"clip": key[1], "model": key[0], "class": self._classes[key[2]]}
-            names |= {"method": key[3], "area": self.area.value}
-            known = self._known("phi", key, self.area.value), self._known("curve", key)
-            tables.append(panels.scores(row.seen, *known, **names))
-        checks.require(len(tables) > 0, "downloads", "no map yet", "an explanation")
-        table = pd.concat(tables).to_csv(index=False)
-        links.append(panels.link(f"{self.clip.value}_scores.csv", table.encode()))
-        self.links.value = " ".join(links)
+        with self._lock:
+            rows = {name: row for name, row in self.rows.items() if row.seen}
+            checks.require(len(rows) > 0, "downloads", "no map yet", "an explanation")
+            links, tables = [], []
+            for name, row in rows.items():
+                key = model, clip, target, method = self._key(name)
+                given = self._clips[clip], row.found, row.seen, self._areas, self._look()
+                stem = f"{clip}_{model}_{method}"
+                links += [panels.link(stem + end, d) for end, d in panels.files(*given).items()]
+                names = {"clip": clip, "model": model, "class": self._classes[target]}
+                names |= {"method": method, "area": self.area.value}
+                known = self._known("phi", key, self.area.value), self._known("curve", key)
+                tables.append(panels.scores(row.seen, *known, **names))
+            table = pd.concat(tables).to_csv(index=False)
+            links.append(panels.link(f"{clip}_scores.csv", table.encode()))
+            self.links.value = " ".join(links)
 
     def _look(self) -> tuple[float, str]:
         return self.opacity.value, self.cmap.value
@@ -505,7 +506,8 @@ def _label(text: str = "") -> widgets.HTML:
 
 
 def _line(*children) -> widgets.HBox:
-    return widgets.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+    layout = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 10px"}
+    return widgets.HBox(children, layout=layout)
 
 
 def _grid(children, least: int) -> widgets.GridBox:

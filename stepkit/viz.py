@@ -432,6 +432,7 @@ def save_video(
     write = {".mp4": _write_mp4, ".gif": _write_gif}
     checks.one_of("suffix of path", path.suffix.lower(), write)
     checks.require(fps > 0, "fps", fps, "a positive rate")
+    checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
     rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, keep)
     scale = max(1, round(224 / rgb.shape[1])) if scale is None else scale
     checks.require(isinstance(scale, int) and scale > 0, "scale", scale, "a whole number above 0")
