@@ -30,6 +30,7 @@ METHODS = {"step": {"preset": "fast"}} | {method: {} for method in OTHERS}
 AREAS = (0.05, 0.10, 0.15, 0.20)
 CMAPS = ("inferno", "viridis", "cividis", "gray")  # each brighter from end to end
 LABELS = {"kept": "kept only", "inserted": "partly inserted"}
+OF_A_MAP = KINDS[1:]  # all but the clip itself
 PERIOD = 0.5  # seconds between two looks at masks that are being optimised
 
 
@@ -194,8 +195,9 @@ class Explorer(widgets.VBox):
 
         on(self.clip, self._pick)
         on(self.target, self._aim)
-        for control in (self.model, self.a, self.b, self.area):
+        for control in (self.model, self.a, self.b):
             on(control, self._redraw)
+        on(self.area, partial(self._redraw, ("overlay", "kept", "mask")))
         on(self.cmap, partial(self._redraw, ("overlay", "mask")))
         on(self.opacity, partial(self._redraw, ("overlay",)))
         on(self.share, partial(self._redraw, ("inserted",)))
@@ -219,14 +221,14 @@ class Explorer(widgets.VBox):
             last = self._clips[self.clip.value].shape[1] - 1
             self.play.max = self.frame.max = last
             self._quiet = False
-            self._redraw()
+            self._redraw(KINDS)
 
     def _aim(self) -> None:
         if not self._quiet:
             self._targets[self.clip.value] = self.target.value
             self._redraw()
 
-    def _redraw(self, kinds=KINDS) -> None:
+    def _redraw(self, kinds=OF_A_MAP) -> None:
         """Draw these kinds of pictures anew, and all that is written."""
         with self._lock:
             if self._quiet:
@@ -318,7 +320,7 @@ class Explorer(widgets.VBox):
             self._facts[fact] = getattr(self, f"_find_{kind}")(key, *rest)
         except Exception as error:
             self._facts[fact] = error
-        self._redraw(KINDS if kind == "map" else ())
+        self._redraw(OF_A_MAP if kind == "map" else ())
 
     def _find_whole(self, key) -> Tensor:
         return panels.probabilities(self._models[key[0]], self._clips[key[1]])
