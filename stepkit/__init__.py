@@ -24,6 +24,7 @@ __all__ = [
     "attribute",
     "data",
     "deletion",
+    "explore",
     "insertion",
     "load_dataset",
     "load_model",
@@ -45,3 +46,12 @@ __all__ = [
     "training",
     "viz",
 ]
+
+
+def __getattr__(name: str):
+    """Import the explorer when it is first asked for: it needs Jupyter's widgets."""
+    if name == "explore":
+        from stepkit.explorer import explore
+
+        return explore
+    raise AttributeError(f"module 'stepkit' has no attribute {name!r}")

@@ -131,7 +131,7 @@ def frames_rgb(clip, maps=None, boxes=None, *, opacity=OPACITY, cmap=CMAP) -> np
     rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, 1)
     checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
     kind = "overlay" if maps else "clip"
-    return _burn(_render(kind, rgb, maps.get(""), 1, opacity, cmap), boxes)
+    return _burn(render(kind, rgb, maps.get(""), 1, opacity, cmap), boxes)
 
 
 def _inputs(clip, maps: dict, boxes, keep) -> tuple[np.ndarray, dict, list[np.ndarray]]:
@@ -175,7 +175,7 @@ def _boxes(boxes, count: int) -> list[np.ndarray]:
     return found
 
 
-def _render(kind: str, rgb: np.ndarray, given, keep, opacity=OPACITY, cmap=CMAP) -> np.ndarray:
+def render(kind: str, rgb: np.ndarray, given, keep, opacity=OPACITY, cmap=CMAP) -> np.ndarray:
     """Draw one row: frames (T, H, W, 3) in [0, 1] and a map (T, H, W) become uint8 pictures."""
     grey = rgb @ np.array([[0.299], [0.587], [0.114]], np.float32)
     if kind != "clip":
@@ -189,14 +189,14 @@ def _render(kind: str, rgb: np.ndarray, given, keep, opacity=OPACITY, cmap=CMAP)
     elif kind == "overlay":  # dimmed, so that what is hot outshines also a white background
         frames = (1 - opacity * heat) * 0.6 * grey + opacity * heat * colours
     else:  # what is kept, on a blurred mid-grey rest from which black and white both stand out
-        weights = heat if mask else _top(given, keep).numpy()[..., None]
+        weights = heat if mask else top(given, keep).numpy()[..., None]
         sigma = (0, rgb.shape[1] / 28, rgb.shape[2] / 28, 0)
         rest = 0.5 + 0.32 * gaussian_filter(grey, sigma)
         frames = weights * rgb + (1 - weights) * rest
     return (255 * frames).round().astype(np.uint8)
 
 
-def _top(given: Tensor, keep: float) -> Tensor:
+def top(given: Tensor, keep: float) -> Tensor:
     """Return 1 on the map's highest share of voxels, else 0; equal values in raster order."""
     # Of the map as it came: `display` ties its top.
     order = given.flatten().argsort(descending=True, stable=True)
@@ -285,7 +285,7 @@ def show(
     labels = [label for label, _, _ in strips]
     figure, axes = _grid(labels, columns, rgb.shape[1:3], title, right=95 if bar else 10)
     for line, (_, kind, given) in zip(axes, strips, strict=True):
-        pictures = _render(kind, rgb, given, keep, cmap=cmap)[columns]
+        pictures = render(kind, rgb, given, keep, cmap=cmap)[columns]
         for ax, t, picture in zip(line, columns, pictures, strict=True):
             _draw(ax, picture, boxes[t], {"clip": 1.6, "overlay": 0.7}.get(kind))
     if bar:
@@ -393,7 +393,9 @@ def _draw(ax, picture: np.ndarray, boxes: np.ndarray, width: float | None) -> No
         ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
 
 
-def save_video(path, clip, maps=None, boxes=None, *, fps=8, scale=None, keep=0.15) -> Path:
+def save_video(
+    path, clip, maps=None, boxes=None, *, fps=8, scale=None, keep=0.15, opacity=OPACITY, cmap=CMAP
+) -> Path:
     """Write the clip as a short video; with a map: clip, overlay and what is kept, side by side.
 
     Parameters
@@ -409,6 +411,8 @@ def save_video(path, clip, maps=None, boxes=None, *, fps=8, scale=None, keep=0.1
         How often each pixel is repeated, each way. Default: to a height of about 224.
     keep : float or None, default 0.15
         As for `show`.
+    opacity, cmap
+        As for `frames_rgb`.
 
     Returns
     -------
@@ -428,12 +432,14 @@ def save_video(path, clip, maps=None, boxes=None, *, fps=8, scale=None, keep=0.1
     write = {".mp4": _write_mp4, ".gif": _write_gif}
     checks.one_of("suffix of path", path.suffix.lower(), write)
     checks.require(fps > 0, "fps", fps, "a positive rate")
+    checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
     rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, keep)
     scale = max(1, round(224 / rgb.shape[1])) if scale is None else scale
     checks.require(isinstance(scale, int) and scale > 0, "scale", scale, "a whole number above 0")
     strips = []
     for kind in ROWS[:3] if maps else ROWS[:1]:
-        strip = _render(kind, rgb, maps.get(""), keep).repeat(scale, 1).repeat(scale, 2)
+        strip = render(kind, rgb, maps.get(""), keep, opacity, cmap)
+        strip = strip.repeat(scale, 1).repeat(scale, 2)
         if kind != "kept":
             _burn(strip, [scale * b for b in boxes])
         strips += [strip, np.full_like(strip[:, :, :8], 255)]

@@ -500,6 +500,29 @@ def test_interrupt_of_one_batch_ends_them_all():
     assert model.calls <= 4 + 2  # at most one more look at the masks of each batch
 
 
+def test_a_callback_sees_each_iteration_and_can_end_it():
+    calls = []
+
+    def look(done, masks, phi):
+        calls.append((done, masks.clone(), phi))
+        return done == 3
+
+    settings = QUICK | {"iterations": 50}
+    found = step(Sensor(), noise(), [0, 1], callback=look, **settings)
+    assert [done for done, _, _ in calls] == [0, 1, 2, 3]
+    assert found.interrupted
+    assert found.history["iteration"].max() == 2
+    _, masks, phi = calls[-1]
+    assert found.masks.equal(masks)
+    torch.testing.assert_close(found.probabilities, phi)
+
+
+def test_a_callback_changes_nothing():
+    watched = step(Sensor(), noise(), [0, 1], callback=lambda *_: None, **QUICK)
+    assert not watched.interrupted
+    assert watched.masks.equal(step(Sensor(), noise(), [0, 1], **QUICK).masks)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, None])
 def test_model_is_left_as_it_was(error):
     model = Fails(5 if error else 0, error).train()

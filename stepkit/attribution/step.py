@@ -10,7 +10,7 @@ optimised side by side.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import pandas as pd
@@ -218,6 +218,7 @@ def step(
     *,
     batch_size: int = 4,
     progress: bool = False,
+    callback: Callable[[int, Tensor, Tensor], object] | None = None,
     **options,
 ) -> StepResult:
     """Explain clips by STEP (Eq. 11).
@@ -239,6 +240,10 @@ def step(
         Clips optimised side by side; bounds the memory, does not change the result.
     progress : bool
         Show a bar.
+    callback : callable, optional
+        Called in every iteration, before the masks move, with the number of iterations done, the
+        masks so far (n, A, T, H, W) and their Φ_c (n, A), of the n clips at work. If it returns
+        True, the optimisation ends as with Ctrl-C.
     **options
         Fields of `Settings`, which replace the preset's: ``areas=``, ``iterations=``,
         ``kernel_length=``, ``kernel_shape=``, ``variant=``, ...
@@ -278,9 +283,8 @@ def step(
         parts = []
         for start in starts:
             chunk = slice(start, start + batch_size)
-            part = _optimise(
-                model, clips[chunk].to(device), targets[chunk].to(device), settings, bar
-            )
+            given = clips[chunk].to(device), targets[chunk].to(device)
+            part = _optimise(model, *given, settings, bar, callback)
             parts.append(part)
             if part[3]:  # interrupted
                 break
@@ -323,7 +327,7 @@ def _settings(preset: str, options: dict, size) -> Settings:
     )
 
 
-def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar):
+def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar, callback=None):
     """Optimise all areas of a few clips.
 
     Returns masks (n, A, T, H, W), probabilities (n, A), history (iterations, 3, n, A), interrupted.
@@ -340,9 +344,12 @@ def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar):
     try:
         for done in range(settings.iterations):
             canvas = geometry.spread(seeds)
-            scores = _log_probabilities(
-                model, ladder, geometry.crop(canvas), each, settings.variant
-            )
+            masks = geometry.crop(canvas)
+            scores = _log_probabilities(model, ladder, masks, each, settings.variant)
+            if callback is not None:
+                phi = scores[0].detach().exp().view(n, A)
+                if callback(done, masks.detach(), phi):
+                    raise KeyboardInterrupt
             energy, terms = objective(scores, canvas, done / settings.iterations)
             optimiser.zero_grad()
             energy.backward()
