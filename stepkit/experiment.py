@@ -75,6 +75,10 @@ class _Held:
         return self.get(i)
 
 
+def _trained(run: "Experiment", model: str, dataset: str) -> nn.Module:
+    return run.fit(model, dataset)[0]
+
+
 def evidence_map(clips: Batch) -> Tensor:
     """Return a map of the known evidence, (N, T, H, W): its pixels all alike, then what is near."""
     evidence = clips.evidence.float()
@@ -230,6 +234,35 @@ class Experiment:
             progress=self.progress,
             **options,
         )
+
+    def sweep(
+        self, methods: dict[str, dict], models: list[str], datasets: list[str], executor: str
+    ) -> pd.DataFrame:
+        """Make what `explain` then finds, clip by clip on many workers; see `stepkit.sweep.run`.
+
+        ``executor`` is a name that `stepkit.sweep.executor` knows. Returns a row per clip and
+        method, with what became of it.
+        """
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        alone = Experiment(**settings | {"out": str(self.folder.resolve()), "progress": False})
+        tables = []
+        with sweep.executor(executor) as pool:
+            for dataset, model in itertools.product(datasets, models):
+                self.fit(model, dataset)  # once, here: the workers find its weights
+                table = sweep.run(
+                    functools.partial(alone.dataset, dataset),
+                    functools.partial(_trained, alone, model, dataset),
+                    methods,
+                    self.folder / "maps",
+                    model_name=model,
+                    n=min(self.clips, len(self._test(dataset))),
+                    batch_size=sweep.TOGETHER,
+                    executor=pool,
+                    seed=self.seed,
+                    progress=self.progress,
+                )
+                tables.append(table.assign(dataset=dataset, model=model))
+        return pd.concat(tables, ignore_index=True)
 
     def gallery(
         self, methods: dict[str, dict], model: str, dataset: str, i: int

@@ -70,7 +70,39 @@ def keep_claims(folder: Path, profile: str, path: Path) -> int:
     table = pd.concat(tables).sort_values("profile", ascending=False, kind="stable")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda partial: table.to_csv(partial, index=False))
+    page = claims_page(table)
+    write_whole(path.with_suffix(".md"), lambda partial: Path(partial).write_text(page, "utf-8"))
     return len(claims)
+
+
+def claims_page(table) -> str:
+    """Return a claims table as Markdown: a table per profile, a column per dataset and model."""
+    table = table.fillna({"unit": "", "against": "", "ratio": 0.0})
+    told = ["`python -m stepkit reproduce --profile <name> --store` writes this page and its CSV."]
+    told += ["Each cell: the difference that the claim is about, its 95 % interval over clips, and"]
+    told += ["what follows. *Against* is the best other method or setting on the same clips."]
+    parts = ["# The paper's claims, as they come out here", "\n".join(told)]
+    for profile, rows in table.groupby("profile", sort=False):
+        cells = rows[["dataset", "model"]].drop_duplicates().sort_values(["dataset", "model"])
+        names = [f"{d}<br>{m}" for d, m in cells.itertuples(index=False)]
+        lines = [["claim", *names], ["---"] * (len(names) + 1)]
+        for (claim, unit, ratio), of_claim in rows.groupby(["claim", "unit", "ratio"], sort=False):
+            known = of_claim.set_index(["dataset", "model"])
+            where = unit or (f"{ratio:.0%}" if ratio else "")
+            line = [f"{claim}, {where}" if where else claim]
+            for cell in cells.itertuples(index=False, name=None):
+                line.append(_claim(known.loc[cell]) if cell in known.index else "")
+            lines.append(line)
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts.append(f"## Profile `{profile}`\n\n{body}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _claim(row) -> str:
+    marks = {"holds": "**holds**", "does not hold": "*does not hold*"}
+    against = f"<br>against {row['against']}" if row["against"] else ""
+    number = f"{row['mean']:.2g} [{row['low']:.2g}, {row['high']:.2g}]"
+    return f"{marks.get(row['verdict'], row['verdict'])}<br>{number}{against}"
 
 
 def store(executed: Path, notebook: Path, names: dict[Path, str]) -> None:

@@ -3,13 +3,18 @@
 The notebooks, and the parameter files of the profiles, lie beside the package in a clone. Papermill
 executes each notebook in the interpreter that runs this, from the notebook's own folder (as
 JupyterLab and nbval do), into ``<out>/<profile>/notebooks/``: under a temporary name first, renamed
-once it is whole. ``report.html`` is made of what lies there, so it also shows what an earlier run
-made and this one left alone.
+once it is whole. Two run at a time, as one alone leaves a second core idle for half of its time; a
+notebook waits for those that its metadata name (``"stepkit": {"after": [...]}``), whose maps it
+would otherwise make again. ``report.html`` is made of what lies there, so it also shows what an
+earlier run made and this one left alone.
 """
 
 import ast
+import contextlib
 import os
+import signal
 import sys
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +32,7 @@ class Profile:
     sections: dict = field(default_factory=dict)
     only: tuple = ()
     data_required: bool = False
+    together: int = 2  # notebooks at a time
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Job:
     notebook: Path
     parameters: dict
     executed: Path
+    cells: int = 0
+    after: tuple = ()  # numbers of the notebooks that it builds on
 
 
 def reproduce(
@@ -86,7 +94,7 @@ def reproduce(
     if chosen.about:
         print(f"Expect {chosen.about}.")
     try:
-        status = run(jobs)
+        status = run(jobs, chosen.together)
     finally:
         page = report.write(folder, find_notebooks(root).values(), chosen)
         print(f"Report: {page}")
@@ -129,15 +137,19 @@ def read_profile(root: Path, name: str) -> Profile:
         raise ValueError(f"params/{name}.yaml: got {type(content).__name__}, expected a mapping")
     about, defaults = content.pop("about", ""), content.pop("defaults", None) or {}
     data_required = content.pop("data_required", False)
+    together = content.pop("together", 2)
+    if type(together) is not int or together < 1:
+        raise ValueError(f"params/{name}.yaml: together: got {together!r}, expected at least 1")
     only = tuple(_number(key) for key in content.pop("only", None) or ())
     sections = {_number(key): values or {} for key, values in content.items()}
-    strange = sections.keys() - find_notebooks(root).keys()
+    numbers = find_notebooks(root)
+    strange = sections.keys() - numbers.keys()
     if strange:
         raise ValueError(
             f"params/{name}.yaml: got {', '.join(sorted(strange))}, expected about, defaults, "
-            f"data_required, only, or the number of a notebook ({', '.join(find_notebooks(root))})"
+            f"data_required, only, together, or a notebook's number ({', '.join(numbers)})"
         )
-    return Profile(name, about, defaults, sections, only, data_required)
+    return Profile(name, about, defaults, sections, only, data_required, together)
 
 
 def plan(root: Path, profile: Profile, only, settings, data, folder: Path) -> list[Job]:
@@ -166,8 +178,18 @@ def plan(root: Path, profile: Profile, only, settings, data, folder: Path) -> li
         values = {key: _typed(key, wanted[key], names[key]) for key in names if key in wanted}
         values |= {key: value for key, value in own.items() if key in names}
         path = available[number]
-        jobs.append(Job(path, values, folder / "notebooks" / path.name))
+        jobs.append(Job(path, values, folder / "notebooks" / path.name, *_read(path, values)))
     return jobs
+
+
+def _read(notebook: Path, values: dict) -> tuple[int, tuple]:
+    """Return how many cells will run, and which notebooks have to run before."""
+    import nbformat
+
+    book = nbformat.read(notebook, 4)
+    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in book.cells)
+    after = book.metadata.get("stepkit", {}).get("after", ())
+    return cells + bool(values), tuple(after)  # the parameters become a cell of their own
 
 
 def parameters(notebook: Path) -> dict[str, object]:
@@ -244,32 +266,48 @@ def _literal(path: Path) -> str:
 # Doing it
 
 
-def run(jobs: list[Job]) -> int:
+def run(jobs: list[Job], together: int = 2) -> int:
     """Execute ``jobs`` under one progress bar of code cells; return the exit status."""
-    import nbformat
     from tqdm import tqdm
 
-    cells = 0
-    for job in jobs:
-        book = nbformat.read(job.notebook, 4)
-        cells += sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in book.cells)
-        cells += bool(job.parameters)  # papermill's cell
-    with tqdm(total=cells, unit="cell", mininterval=1) as bar:
-        for job in jobs:
-            bar.set_description(job.notebook.stem)
-            try:
-                seconds = execute(job, bar.update)
-            except KeyboardInterrupt:
-                bar.write(f"Interrupted in {job.notebook.name}", file=sys.stderr)
-                return 130
-            except Exception as error:  # also a kernel that died: whatever it is, stop and say it
-                bar.write(_failure(job, error), file=sys.stderr)
-                return 1
-            bar.write(f"  {job.notebook.stem:<24}{seconds:6.0f} s")
-    return 0
+    kernels = _kernels(max(1, (os.cpu_count() or 1) // min(together, len(jobs))))
+    todo, running, status = list(jobs), {}, 0
+    # papermill would change the directory itself, and one thread's way back is another's way off
+    where = contextlib.chdir(jobs[0].notebook.parent)
+    bar = tqdm(total=sum(job.cells for job in jobs), unit="cell", mininterval=1)
+    with where, bar, ThreadPoolExecutor(together) as pool:
+        try:
+            while running or (todo and not status):
+                while not status and len(running) < together and (job := _next(todo, running)):
+                    todo.remove(job)
+                    running[pool.submit(execute, job, kernels, bar.update)] = job
+                bar.set_description(", ".join(job.notebook.stem for job in running.values()))
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    status = max(status, _ended(running.pop(future), future, bar))
+        except KeyboardInterrupt:
+            names = ", ".join(job.notebook.name for job in running.values())
+            bar.write(f"Interrupted in {names}", file=sys.stderr)
+            kernels.kill()
+            return 130
+    return status
 
 
-def execute(job: Job, advance) -> float:
+def _next(todo: list[Job], running: dict) -> Job | None:
+    """Return the first job that needs none of those that are still to end."""
+    open_ = {job.notebook.name[:2] for job in [*todo, *running.values()]}
+    return next((job for job in todo if not open_ & set(job.after)), None)
+
+
+def _ended(job: Job, future: Future, bar) -> int:
+    error = future.exception()
+    if error is None:
+        bar.write(f"  {job.notebook.stem:<24}{future.result():6.0f} s")
+        return 0
+    bar.write(_failure(job, error), file=sys.stderr)  # also a kernel that died: stop, and say it
+    return 1
+
+
+def execute(job: Job, kernels: type, advance) -> float:
     """Execute one notebook; return its seconds. What ran of one that fails stays as partial."""
     import papermill
 
@@ -283,8 +321,7 @@ def execute(job: Job, advance) -> float:
             _literal(partial),
             job.parameters,
             progress_bar=False,
-            cwd=job.notebook.parent,
-            kernel_manager_class=_this_interpreter(),
+            kernel_manager_class=kernels,
             start_timeout=120,
             iopub_timeout=60,  # a busy machine delivers a large figure late
             record_timing=False,
@@ -308,22 +345,37 @@ def _failure(job: Job, error: Exception) -> str:
     return f"Failed: {job.notebook.name}{where}\n  {what}\n  What ran of it: {kept}"
 
 
-def _this_interpreter() -> type:
-    """Return a kernel manager that starts the interpreter which runs this.
+def _kernels(threads: int) -> type:
+    """Return a kernel manager that starts the interpreter which runs this, on so many threads.
 
     The kernel name ``python3`` finds the first kernel of that name on Jupyter's path, which may be
-    one of another environment in the user's home.
+    one of another environment in the user's home. Its ``kill`` ends all that were started.
     """
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
+    started = []
+
     class ThisInterpreter(AsyncKernelManager):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
         @property
         def kernel_spec(self):
             # Failures stand in the notebook. What a kernel says on the terminal is about its own
             # start and stop, and goes across the progress bar.
             quiet = ["--log-level=CRITICAL"]
-            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(extra_arguments=quiet))
+            env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+            found = get_kernel_dict(extra_arguments=quiet) | {"env": env}
+            return KernelSpec(resource_dir=RESOURCES, **found)
+
+        @staticmethod
+        def kill():
+            for manager in filter(lambda known: known.has_kernel, started):
+                pid = getattr(manager.provisioner, "pid", None)
+                with contextlib.suppress(ProcessLookupError, TypeError):
+                    os.kill(pid, signal.SIGTERM)
 
     return ThisInterpreter

@@ -42,6 +42,7 @@ from stepkit.data import collate, load_dataset
 from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
 from stepkit.models import load_model, prepare
 
+TOGETHER = 8  # clips in memory at once
 CHUNK = 16  # perturbed copies of one clip that go through the network together
 
 
@@ -54,7 +55,7 @@ def explain(
     model_name: str,
     folder: str = "",
     n: int | None = None,
-    batch_size: int = 8,
+    batch_size: int = TOGETHER,
     seed: int = 0,
     progress: bool = False,
     **options,

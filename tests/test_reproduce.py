@@ -1,8 +1,12 @@
 """The runner on small notebooks; the real ones run under nbval and `make reproduce`."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -24,7 +28,7 @@ fast: bool = True  # or slow"""
 LOGGED = 'open(f"{out}/log", "a").write(NAME)'
 
 
-def notebook(root: Path, name: str, *cells: str, defaults: str = DEFAULTS) -> Path:
+def notebook(root: Path, name: str, *cells: str, defaults=DEFAULTS, after=()) -> Path:
     """Write ``notebooks/<name>.ipynb``: a title, the parameters, and ``cells``."""
     v4 = nbformat.v4
     first = v4.new_code_cell(defaults, metadata={"tags": ["parameters"]})
@@ -33,6 +37,7 @@ def notebook(root: Path, name: str, *cells: str, defaults: str = DEFAULTS) -> Pa
         metadata={
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
             "language_info": {"name": "python"},
+            "stepkit": {"after": list(after)},
         },
     )
     path = root / "notebooks" / f"{name}.ipynb"
@@ -186,7 +191,8 @@ def test_a_run(tmp_path, capfd):
         f'os.makedirs(f"{{out}}/{d}"); open(f"{{out}}/{d}/{n}", "w").write({CLAIM!r})'
         for d, n in MADE
     )
-    notebook(root, "01_second", LOGGED.replace("NAME", '"second "'), "1 / 3", f"import os\n{makes}")
+    second = LOGGED.replace("NAME", '"second "'), "1 / 3", f"import os\n{makes}"
+    notebook(root, "01_second", *second, after=["00"])
     before = nbformat.read(first, 4)
 
     assert reproduce(store=True, root=root) == 0
@@ -230,10 +236,56 @@ def test_a_run(tmp_path, capfd):
     assert "IPKernelApp" not in said  # what kernels complain of would tear the bar
 
 
+MEETS = """import pathlib, time
+pathlib.Path(out, "OWN").touch()
+while not pathlib.Path(out, "OTHER").exists():
+    time.sleep(0.1)
+"""
+
+
+def test_two_notebooks_run_at_a_time_and_a_third_waits_for_what_it_builds_on(tmp_path, capfd):
+    notebook(tmp_path, "00_a", MEETS.replace("OWN", "a").replace("OTHER", "b"))
+    notebook(tmp_path, "01_late", LOGGED.replace("NAME", '"late"'), after=["00", "02"])
+    notebook(tmp_path, "02_b", MEETS.replace("OWN", "b").replace("OTHER", "a"))
+    assert reproduce(root=tmp_path) == 0
+    assert (tmp_path / "runs" / "quick" / "log").read_text() == "late"
+    names = re.findall(r"^ +(\d\d_\w+) +\d+ s$", capfd.readouterr().out, re.MULTILINE)
+    assert names[-1] == "01_late"
+    assert sorted(names[:2]) == ["00_a", "02_b"]
+
+
+def test_ctrl_c_ends_all_kernels_and_keeps_what_ran(tmp_path):
+    waits = "import os, time\nprint(os.getpid(), file=open(f'{out}/NAME', 'w'))\ntime.sleep(600)"
+    for name in ("00_a", "01_b"):
+        notebook(tmp_path, name, waits.replace("NAME", name))
+    code = "import pathlib; from stepkit.reproduce import reproduce as go\n"
+    code += f"raise SystemExit(go(root=pathlib.Path({str(tmp_path)!r})))"
+    run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "runs" / "quick"
+    pids = [_number_in(folder / name) for name in ("00_a", "01_b")]
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Interrupted in 00_a.ipynb, 01_b.ipynb" in said
+    assert (folder / "report.html").is_file()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def _number_in(path: Path) -> int:
+    """Wait until a number stands in a file."""
+    for _ in range(600):
+        if path.is_file() and (text := path.read_text()):
+            return int(text)
+        time.sleep(0.1)
+    raise TimeoutError(path)
+
+
 def test_a_failing_notebook_keeps_what_ran_and_the_report_is_written(tmp_path, capfd):
     notebook(tmp_path, "00_fine", "1 + 1")
     notebook(tmp_path, "01_broken", "print('so far')", "undefined_name", "print('never')")
-    notebook(tmp_path, "02_after", "1")
+    notebook(tmp_path, "02_after", "1", after=["01"])
     before = (tmp_path / "notebooks" / "00_fine.ipynb").read_bytes()
 
     assert reproduce(store=True, root=tmp_path, out=tmp_path / "elsewhere") == 1
@@ -314,11 +366,15 @@ def test_claims_of_profiles_stand_side_by_side_and_are_replaced(tmp_path):
     for profile, verdict in (("quick", "holds"), ("gpu", "undecided"), ("quick", "does not hold")):
         scores = tmp_path / profile / "scores"
         scores.mkdir(parents=True, exist_ok=True)
-        (scores / "claims_05.csv").write_text(f"claim,mean,verdict\nSTEP leads,0.1,{verdict}\n")
+        row = f"STEP leads,motion,narrow,0.1,0,0.2,{verdict}"
+        (scores / "claims_05.csv").write_text(f"claim,dataset,model,mean,low,high,verdict\n{row}\n")
         assert report.keep_claims(tmp_path / profile, profile, tmp_path / "claims.csv") == 1
     kept = pd.read_csv(tmp_path / "claims.csv")
     assert kept["profile"].tolist() == ["quick", "gpu"]
     assert kept["verdict"].tolist() == ["does not hold", "undecided"]
+    page = (tmp_path / "claims.md").read_text("utf-8")
+    assert "| STEP leads | *does not hold*<br>0.1 [0, 0.2] |" in page
+    assert page.index("`quick`") < page.index("`gpu`")
 
 
 def test_a_run_without_claims_leaves_the_table_alone(tmp_path):
