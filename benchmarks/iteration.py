@@ -64,45 +64,59 @@ def ours(model, clips, targets, settings):
     return iteration
 
 
-def twin(model, clips, targets, settings):
-    """Return the same, written without a thought for speed."""
-    geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
+def plain_parts(geometry, clips):
+    """Return smooth max, removal and area loss, each written without a thought for speed."""
     s, side, (bh, bw) = geometry.step, 2 * geometry.radius + 1, geometry.blocks
     weights = geometry.weights.to(clips)[None, :, :, None]  # (1, cells, s², 1)
-    T = clips.shape[2]
-    each = targets.repeat_interleave(len(AREAS))
-    ladder = blur().ladder(clips).repeat_interleave(len(AREAS), 0)  # (A, 8, 3, T, H, W)
-    cells = T * int(np.prod(geometry.seeds))
-    kernel = core_kernel(settings.kernel_length, settings.kernel_size).to(clips)
-    leaf = drawn(geometry, clips)
-    seeds = leaf.view(-1, 1, *geometry.seeds)
+    T, A = clips.shape[2], len(AREAS)
+    ladder = blur().ladder(clips).repeat_interleave(A, 0)  # (A, 8, 3, T, H, W)
 
-    def iteration():
+    def spread(seeds):  # (1, A, T, h, w) -> canvas (1, A, T, rows, columns)
         before = geometry.padding
         after = [n + side - 1 - before - c for n, c in zip((bh, bw), geometry.seeds, strict=True)]
-        grid = F.pad(seeds, (before, after[1], before, after[0]))
+        grid = F.pad(seeds.view(-1, 1, *geometry.seeds), (before, after[1], before, after[0]))
         windows = F.unfold(grid, side)[:, :, None]  # (B, cells, 1, blocks)
         z = windows * weights
-        spread = (z * (SHARPNESS * z).softmax(1)).sum(1)  # (B, s², blocks)
-        spread = spread.view(-1, s, s, bh, bw).permute(0, 3, 1, 4, 2).reshape(-1, s * bh, s * bw)
+        found = (z * (SHARPNESS * z).softmax(1)).sum(1)  # (B, s², blocks)
+        found = found.view(-1, s, s, bh, bw).permute(0, 3, 1, 4, 2).reshape(-1, s * bh, s * bw)
         rows, columns = geometry.canvas
-        canvas = spread[:, :rows, :columns].reshape(1, len(AREAS), T, rows, columns).clamp(0, 1)
-        height = geometry.crop(canvas)[0, :, None] * 7  # (A, 1, T, H, W)
+        return found[:, :rows, :columns].reshape(1, A, T, rows, columns).clamp(0, 1)
+
+    def removal(masks):  # (1, A, T, H, W) -> clips (A, 3, T, H, W)
+        height = masks[0, :, None] * 7  # (A, 1, T, H, W)
         rung = height.detach().floor().clamp(0, 6)
         index = rung.long().expand(-1, 3, -1, -1, -1)[:, None]
         below, above = ladder.gather(1, index)[:, 0], ladder.gather(1, index + 1)[:, 0]
-        kept = below + (height - rung) * (above - below)
-        phi = model(kept).log_softmax(1).gather(1, each[:, None]).sum()
+        return below + (height - rung) * (above - below)
+
+    def area(canvas):
         values = canvas.flatten(2).sort(2).values
         n = values.shape[2]
-        place = torch.arange(n, device=values.device).expand(len(AREAS), n)
+        place = torch.arange(n, device=values.device).expand(A, n)
         counts = torch.tensor([round(v * n) for v in AREAS], device=values.device)
         full = place >= n - counts[:, None]
-        area = ((values - full.to(values)) ** 2).mean(2).sum()
+        return ((values - full.to(values)) ** 2).mean(2).sum()
+
+    return spread, removal, area
+
+
+def twin(model, clips, targets, settings):
+    """Return the same, of plain parts."""
+    geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
+    spread, removal, area = plain_parts(geometry, clips)
+    each = targets.repeat_interleave(len(AREAS))
+    cells = clips.shape[2] * int(np.prod(geometry.seeds))
+    kernel = core_kernel(settings.kernel_length, settings.kernel_size).to(clips)
+    seeds = drawn(geometry, clips)
+
+    def iteration():
+        canvas = spread(seeds)
+        kept = removal(geometry.crop(canvas))
+        phi = model(kept).log_softmax(1).gather(1, each[:, None]).sum()
         core = core_loss(canvas, AREAS, kernel).sum()
         balance, lambda1 = cells / 4096, settings.area_weight * settings.area_growth**0.5
-        energy = balance * (lambda1 * area + settings.core_weight * core) - phi
-        return torch.autograd.grad(energy, leaf, retain_graph=True)[0]
+        energy = balance * (lambda1 * area(canvas) + settings.core_weight * core) - phi
+        return torch.autograd.grad(energy, seeds, retain_graph=True)[0]
 
     return iteration
 

@@ -52,8 +52,11 @@ def clips(given: object) -> Tensor:
     return tensor("clips", given, "(N, 3, T, H, W)")
 
 
-def targets(given: object, n: int, classes: int, device=None) -> Tensor:
-    """Return the target classes as int64 (N,); a single one stands for every clip."""
+def targets(given: object, n: int, classes: int | None, device=None) -> Tensor:
+    """Return the target classes as int64 (N,); a single one stands for every clip.
+
+    ``classes`` is their number; None: not known yet.
+    """
     try:
         given = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -62,6 +65,8 @@ def targets(given: object, n: int, classes: int, device=None) -> Tensor:
     if given.dtype.is_floating_point or given.dtype in (torch.bool, torch.complex64):
         raise TypeError(f"targets: got dtype {given.dtype}, expected integers")
     require(tuple(given.shape) == (n,), "targets", f"shape {tuple(given.shape)}", f"({n},)")
-    low, high = int(given.min()), int(given.max())
-    require(low >= 0 and high < classes, "targets", f"{low}..{high}", f"classes 0..{classes - 1}")
+    if classes is not None:
+        low, high = int(given.min()), int(given.max())
+        fits = low >= 0 and high < classes
+        require(fits, "targets", f"{low}..{high}", f"classes 0..{classes - 1}")
     return given.long()

@@ -317,8 +317,9 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
         so. By default the model's own.
     compiled : bool
         Compile with ``torch.compile``, anew for each shape of the clips, which takes a minute or
-        two and, on a CPU, a C++ compiler. Worth it for many iterations of one shape. Methods that
-        look at layers, or change them, go the uncompiled way.
+        two and, on a CPU, a C++ compiler; on a GPU into CUDA graphs (not yet tried by us, for want
+        of one). Worth it for many iterations of one shape. Methods that look at layers, or change
+        them, go the uncompiled way.
 
     Examples
     --------
@@ -342,7 +343,8 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
             layer.to(memory_format=formats[layer.weight.ndim])
     if compiled:
         # one shape, one program: what would serve all shapes serves none of them well
-        model.compile(dynamic=False)
+        graphs = "reduce-overhead" if device_of(model, "cpu").type == "cuda" else None
+        model.compile(dynamic=False, mode=graphs)
     return model
 
 
@@ -425,6 +427,24 @@ def device_of(model: nn.Module, default) -> torch.device:
     return tensors[0].device if tensors else torch.device(default)
 
 
+def fitting(model: nn.Module, clip: Tensor, views: int, share: float = 0.8) -> int:
+    """Return how many clips fit into a CUDA device at once, each in ``views`` perturbed copies.
+
+    The peak of one clip's forward and backward pass, (1, 3, T, H, W), into ``share`` of the memory
+    that is free; the rest is for masks and for what larger batches need beside.
+    """
+    device = clip.device
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)
+    free += torch.cuda.memory_reserved(device) - held
+    torch.cuda.reset_peak_memory_stats(device)
+    copies = clip.repeat_interleave(views, 0).requires_grad_()
+    with torch.enable_grad(), uncompiled(model):
+        torch.autograd.grad(model(copies).sum(), copies)
+    taken = torch.cuda.max_memory_allocated(device) - held
+    return max(1, int(share * free / max(1, taken)))
+
+
 def check_model(model: nn.Module, clips: Tensor, gradient: bool = False) -> int:
     """Try the model on a few clips and return K, its number of classes.
 
@@ -438,15 +458,8 @@ def check_model(model: nn.Module, clips: Tensor, gradient: bool = False) -> int:
     with torch.set_grad_enabled(gradient), uncompiled(model):  # once is not worth compiling for
         clips = clips.detach().requires_grad_(gradient)
         logits = model(clips)
-    given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    shaped = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(clips)
-    require(shaped, "model", f"output {given} for {len(clips)} clips", "logits (N, K)")
-    values = logits.detach()
-    require(bool(torch.isfinite(values).all()), "model", "NaN or infinity", "finite logits")
-    sums = values.sum(1)
-    simplex = values.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
-    several = logits.shape[1] > 1
-    require(not (simplex and several), "model", "probabilities (rows sum to 1)", "logits")
+    check_logits(logits, len(clips))
+    require(bool(torch.isfinite(logits).all()), "model", "NaN or infinity", "finite logits")
     if gradient:
         # weights break the symmetry of a classifier whose logits sum to a constant
         weighted = (logits * torch.arange(1, 1 + logits.shape[1]).to(logits)).sum()
@@ -458,6 +471,19 @@ def check_model(model: nn.Module, clips: Tensor, gradient: bool = False) -> int:
         reaches = slope is not None and bool((slope != 0).any())
         expected = "a model that is differentiable with respect to the clips"
         require(reaches, "model", "no gradient at the clips", expected)
+    return logits.shape[1]
+
+
+def check_logits(logits: object, n: int) -> int:
+    """Return K of what a model returned for ``n`` clips, or raise as `check_model` does."""
+    given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    shaped = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == n
+    require(shaped, "model", f"output {given} for {n} clips", "logits (N, K)")
+    values = logits.detach()
+    sums = values.sum(1)
+    simplex = values.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    several = logits.shape[1] > 1
+    require(not (simplex and several), "model", "probabilities (rows sum to 1)", "logits")
     return logits.shape[1]
 
 

@@ -98,7 +98,7 @@ def test_model_is_as_it_was_after_an_error(method, at):
     model = Fails(at, RuntimeError("out of memory"))
     before = state_of(model)
     with pytest.raises(RuntimeError, match="out of memory"):
-        attribute(method, model, clips(), 0, **options(method, model))
+        attribute(method, model, clips(), 0, batch_size=1, **options(method, model))
     assert same_state(before, state_of(model))
 
 
@@ -107,7 +107,7 @@ def test_model_is_as_it_was_after_an_interrupt(method):
     model = Fails(2, KeyboardInterrupt())
     before = state_of(model)
     with pytest.raises(KeyboardInterrupt):
-        attribute(method, model, clips(), 0, **options(method, model))
+        attribute(method, model, clips(), 0, batch_size=1, **options(method, model))
     assert same_state(before, state_of(model))
 
 

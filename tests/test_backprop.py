@@ -320,7 +320,7 @@ def test_model_is_as_it_was_after_an_error(method, at, error):
     model = Fails(at, error)
     before, things = state_of(model), whole_state(model)
     with pytest.raises(error):
-        attribute(method, model, clips(), 0)
+        attribute(method, model, clips(), 0, batch_size=1)
     assert same_state(before, state_of(model))
     assert things == whole_state(model)
     with torch.no_grad():  # and no mode of ours is still on

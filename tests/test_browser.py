@@ -45,7 +45,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     book = nbformat.read(ROOT / "notebooks" / "09_explorer.ipynb", 4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
-    smaller = {"out": str(folder / "run"), "clips": 2, "models": ["r2plus1d_narrow"], "steps": 8}
+    smaller = {"out": str(folder / "run"), "clips": 2, "steps": 8}
     smaller |= {"methods": ["step", "grad_cam", "random"]}
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in smaller.items())
     for c in book.cells:
@@ -206,6 +206,7 @@ def test_every_choice_changes_what_it_must_and_nothing_else(page):
     changes(page, choose(page, "area", "sum (heatmap)"), "A overlay", "A mask", "kept")
     changes(page, choose(page, "method B", "Random"), *[f"B {kind}" for kind in every[1:]])
     told(page, "Random keeps the top 15 %")  # grey until it is computed
+    changes(page, choose(page, "model", "r50l narrow"), *every[1:])
     changes(page, slide(page, "inserted", "ArrowRight"), "inserted")
     assert "38%" in charts(page)[1]  # three of eight steps
     changes(page, slide(page, "frame", "ArrowRight"), *every)

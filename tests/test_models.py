@@ -16,6 +16,7 @@ from stepkit.models import (
     DetachedLSTM,
     check_model,
     find_layer,
+    fitting,
     frozen,
     load_model,
     out_of_place,
@@ -342,3 +343,25 @@ def test_probability_is_the_softmax_of_the_target():
 
 def test_check_model_counts_classes():
     assert check_model(load_model("r2plus1d_narrow", 9), clips(1), gradient=True) == 9
+
+
+@pytest.mark.parametrize(("free", "fits"), [(1 << 30, 8), (100 << 20, 1), (10 << 20, 1)])
+def test_a_batch_is_as_large_as_the_free_memory_takes(monkeypatch, free, fits):
+    """A card that is not there: 100 MB are held already, a clip in four copies takes 100 more."""
+    seen, held = [], 100 << 20
+
+    class Watches(nn.Module):
+        def forward(self, x):
+            seen.append(tuple(x.shape))
+            return x.sum((1, 2, 3, 4))[:, None].expand(-1, 2)
+
+    for name, value in (
+        ("mem_get_info", (free, 0)),
+        ("memory_allocated", held),
+        ("memory_reserved", held),
+        ("max_memory_allocated", held + (100 << 20)),
+        ("reset_peak_memory_stats", None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert fitting(Watches(), clips(1), views=4) == fits
+    assert [shape[0] for shape in seen] == [4]

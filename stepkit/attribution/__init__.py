@@ -36,7 +36,7 @@ from stepkit.attribution.xrai import xrai
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
-from stepkit.models import check_model, device_of, frozen, uncompiled
+from stepkit.models import check_logits, check_model, device_of, frozen, uncompiled
 
 __all__ = ["PRESETS", "Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
 
@@ -127,35 +127,58 @@ def attribute(
     family, needs = _METHODS[method].family, _METHODS[method].needs
     inside = family == "backprop" or "activation" in needs  # of the network, layer by layer
     layers = uncompiled(model) if inside else contextlib.nullcontext()
+    targets = check_targets(targets, len(clips), None, device)
     with frozen(model), layers:
         needs_gradient = "gradient" in needs
-        classes = check_model(model, clips[:1].to(device), gradient=needs_gradient)
-        targets = check_targets(targets, len(clips), classes, device)
         starts = range(0, len(clips), batch_size)
         bar = functools.partial(tqdm, disable=not progress, leave=False)
         wanted = inspect.signature(run).parameters
-        with _watched(model, method):
+        with _watched(model, method, clips[:1].to(device), targets, needs_gradient):
             for start in bar(starts, desc=method):
                 chunk = slice(start, start + batch_size)
                 given = {"seeds": seeds[chunk], "batch_size": batch_size, "bar": bar}
                 given = {name: value for name, value in given.items() if name in wanted} | options
                 maps[chunk] = run(model, clips[chunk].to(device), targets[chunk], **given).to(maps)
+        if needs_gradient and not maps[0].any():  # a rare answer: does any gradient arrive?
+            check_model(model, clips[:1].to(device), gradient=True)
     require(bool(torch.isfinite(maps).all()), "model", f"NaN in {method}", "finite attributions")
     return maps
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, method: str):
-    """Refuse, at the end, a model that returned NaN for some clip: its map may well be finite."""
-    finite = []  # on the device: looking at each would wait for it
-    note = lambda _, __, logits: finite.append(torch.isfinite(logits.detach()).all())  # noqa: E731
-    handle = model.register_forward_hook(note)
+def _watched(model: nn.Module, method: str, clip: Tensor, targets: Tensor, gradient: bool):
+    """Refuse what `check_model` refuses, without a pass of its own; at the end, NaN of any clip.
+
+    What the model returns is looked at as the method goes. Only where the method fails is the
+    model tried by itself, as its fault may be the reason.
+    """
+    first, finite = [], []  # on the device: looking at each would wait for it
+
+    def look(_, given, logits):
+        if not first:
+            first.extend([logits.detach(), len(given[0])])
+            if logits.ndim == 2:
+                check_targets(targets, len(targets), logits.shape[1])
+        finite.append(torch.isfinite(logits.detach()).all())
+
+    def alone():
+        check_targets(targets, len(targets), check_model(model, clip, gradient=gradient))
+
+    handle = model.register_forward_hook(look)
     try:
         yield
+    except Exception:
+        handle.remove()
+        alone()
+        raise
     finally:
         handle.remove()
-    good = not finite or bool(torch.stack(finite).all())
-    require(good, "model", f"NaN or infinity in {method}", "finite logits")
+    if not first:
+        alone()
+        return
+    check_logits(*first)
+    finite = bool(torch.stack(finite).all())
+    require(finite, "model", f"NaN or infinity in {method}", "finite logits")
 
 
 def methods() -> pd.DataFrame:

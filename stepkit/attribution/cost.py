@@ -62,8 +62,8 @@ def measured(explain, model: nn.Module, clips: Tensor, *targets) -> tuple[Tensor
     result
         What ``explain`` returned.
     cost : dict
-        ``seconds``, ``forward`` and ``backward`` passes per clip. Trying out whether the model
-        takes such clips (`stepkit.models.check_model`, one clip a call) is part of it.
+        ``seconds``, ``forward`` and ``backward`` passes per clip. STEP's include the one that tries
+        the model out (`stepkit.models.check_model`, one clip a call).
     """
     with counted(model) as passes:
         start = time.perf_counter()

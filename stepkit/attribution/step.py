@@ -24,7 +24,7 @@ from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
 from stepkit.kernels import by_voxel
-from stepkit.models import check_model, device_of, frozen, precision_of
+from stepkit.models import check_model, device_of, fitting, frozen, precision_of
 from stepkit.removal import Removal, gaussian_blur, read
 
 FULL_RUN = 1200  # iterations of the released code, for which the weights below were set
@@ -216,7 +216,7 @@ def step(
     targets,
     preset: str = "default",
     *,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     progress: bool = False,
     callback: Callable[[int, Tensor, Tensor], object] | None = None,
     **options,
@@ -236,8 +236,9 @@ def step(
         8-level blur. ``"printed"``: also the two-level blur and the visible mask. ``"released"``:
         as the authors' code. ``"fast"``: 60 steps of Adam, with log Φ_c, which
         still has a slope where large steps have lost the class.
-    batch_size : int
-        Clips optimised side by side; bounds the memory, does not change the result.
+    batch_size : int, optional
+        Clips optimised side by side; bounds the memory, does not change the result. By default 4,
+        and on a CUDA device as many as its free memory takes.
     progress : bool
         Show a bar.
     callback : callable, optional
@@ -270,12 +271,16 @@ def step(
     """
     check_clips(clips)
     clips = clips.detach()
-    require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
+    given = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)
+    require(given, "batch_size", batch_size, "at least 1")
     settings = _settings(preset, options, clips.shape[2:])
     device = device_of(model, clips.device)
     with frozen(model), torch.enable_grad():
         classes = check_model(model, clips[:1].to(device), gradient=True)
         targets = check_targets(targets, len(clips), classes, clips.device)
+        if batch_size is None:
+            views = len(settings.areas) * (2 if settings.variant == "dual" else 1)
+            batch_size = fitting(model, clips[:1].to(device), views) if device.type == "cuda" else 4
         starts = range(0, len(clips), batch_size)
         bar = tqdm(
             total=len(starts) * settings.iterations, desc="STEP", disable=not progress, leave=False

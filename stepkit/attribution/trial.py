@@ -137,8 +137,6 @@ def unmodified_rule(method: str) -> bool:
         return False
     if "gradient" not in _METHODS[method].needs:
         return not any(network.record)
-    for place in network.record:
-        del place[0]  # `check_model`'s, before the method begins
     return any(network.record) and network.true_to_itself()
 
 
