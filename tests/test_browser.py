@@ -204,9 +204,9 @@ def test_every_choice_changes_what_it_must_and_nothing_else(page):
     changes(page, slide(page, "opacity", "End"), "overlay")
     changes(page, choose(page, "area", "5 %"), "A overlay", "A mask", "kept")
     changes(page, choose(page, "area", "sum (heatmap)"), "A overlay", "A mask", "kept")
+    changes(page, choose(page, "model", "r50l narrow"), *every[1:])
     changes(page, choose(page, "method B", "Random"), *[f"B {kind}" for kind in every[1:]])
     told(page, "Random keeps the top 15 %")  # grey until it is computed
-    changes(page, choose(page, "model", "r50l narrow"), *every[1:])
     changes(page, slide(page, "inserted", "ArrowRight"), "inserted")
     assert "38%" in charts(page)[1]  # three of eight steps
     changes(page, slide(page, "frame", "ArrowRight"), *every)
