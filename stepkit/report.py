@@ -77,6 +77,7 @@ def keep_claims(folder: Path, profile: str, path: Path) -> int:
 
 def claims_page(table) -> str:
     """Return a claims table as Markdown: a table per profile, a column per dataset and model."""
+    table = table.astype({"unit": object, "against": object})
     table = table.fillna({"unit": "", "against": "", "ratio": 0.0})
     told = ["`python -m stepkit reproduce --profile <name> --store` writes this page and its CSV."]
     told += ["Each cell: the difference that the claim is about, its 95 % interval over clips, and"]

@@ -258,7 +258,9 @@ def test_ctrl_c_ends_all_kernels_and_keeps_what_ran(tmp_path):
     waits = "import os, time\nprint(os.getpid(), file=open(f'{out}/NAME', 'w'))\ntime.sleep(600)"
     for name in ("00_a", "01_b"):
         notebook(tmp_path, name, waits.replace("NAME", name))
-    code = "import pathlib; from stepkit.reproduce import reproduce as go\n"
+    code = "import pathlib, signal; from stepkit.reproduce import reproduce as go\n"
+    # A job in the background is born deaf to Ctrl-C; a person's terminal is not.
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += f"raise SystemExit(go(root=pathlib.Path({str(tmp_path)!r})))"
     run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "runs" / "quick"
