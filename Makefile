@@ -63,7 +63,7 @@ test: lint ## lint, then the tests of tests/, then every notebook against its st
 	fi
 
 bench: $(STAMP) ## measure what is said of speed, into results/benchmarks.csv (an hour; see BENCH)
-	@for name in $(or $(BENCH),iteration parts batch methods scaling memory sweep fast figure); do \
+	@for name in $(or $(BENCH),iteration parts batch methods scaling memory sweep precision fast figure); do \
 	    echo "bench: benchmarks/$$name.py"; \
 	    given=; [ $$name = fast ] && given='$(if $(DATA),--data $(DATA))'; \
 	    $(RUN) benchmarks/$$name.py $$given || exit 1; \

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stepkit import stats
 from stepkit.files import write_whole
 from stepkit.models import has_bfloat16
 
@@ -44,6 +45,17 @@ def row(what: str, case: str, values, unit: str = "", goal: str = "") -> dict:
         reached = found["value"] <= float(bound) if sign == "<=" else found["value"] >= float(bound)
         found["reached"] = "yes" if reached else "no"
     return found
+
+
+def difference(what: str, case: str, values) -> dict:
+    """Return a row of paired differences, more being better: mean and bootstrap interval.
+
+    *Reached* is "yes" where the interval does not end below zero: not worse beyond its half-width.
+    """
+    gap = stats.bootstrap_mean(values)
+    found = row(what, case, gap["mean"], "difference")
+    found |= {"low": gap["low"], "high": gap["high"], "repeats": len(values)}
+    return found | {"goal": "not worse", "reached": "no" if gap["high"] < 0 else "yes"}
 
 
 def machine() -> str:

@@ -13,10 +13,9 @@ import time
 
 import pandas as pd
 import torch
-from common import record, row
+from common import difference, record, row
 
 import stepkit as sk
-from stepkit import stats
 from stepkit.attribution import PRESETS
 from stepkit.experiment import Experiment
 from stepkit.models import precision_of
@@ -55,16 +54,10 @@ def quality(run: Experiment, model: str, dataset: str, removal: str) -> pd.DataF
 
 def compared(table: pd.DataFrame, where: str) -> list[dict]:
     """Return a row for each measure: fast minus 1200 iterations."""
-    rows = []
-    for name in table:
-        both = table[name].unstack("method").dropna()
-        gap = stats.bootstrap_mean(both[FAST] - both[SLOW])
-        value, low, high = gap["mean"], gap["low"], gap["high"]
-        worse = high < 0
-        made = row(f"(c) {name}", where, value)
-        made |= {"low": low, "high": high, "repeats": len(both), "unit": "difference"}
-        rows.append(made | {"goal": "not worse", "reached": "no" if worse else "yes"})
-    return rows
+    tables = {name: table[name].unstack("method").dropna() for name in table}
+    return [
+        difference(f"(c) {name}", where, both[FAST] - both[SLOW]) for name, both in tables.items()
+    ]
 
 
 def whole_clip(size: int, frames: int, iterations: int) -> list[dict]:

@@ -59,15 +59,23 @@ def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, *, batch_size: in
     and logit is linear, a map adds up to logit_c(X) − logit_c(X₀); products, softmax and LayerNorm
     (an LSTM's gates, attention) pass their gradient, and then it does not.
 
-    A clip and its baseline go through the network side by side, as two clips of one batch. Not
-    through Captum, whose rule for pooling loses what overlapping windows share.
+    The baseline goes first, without gradients, and leaves the inputs of all activations behind; at
+    the same calls of the clip they give Δin and Δout. Not through Captum, which takes the gradient
+    of both, and whose rule for pooling loses what overlapping windows share.
+
+    Raises
+    ------
+    ValueError
+        A network whose activations are other ones for the clip than for a black clip.
     """
     maps = []
-    for chunk in torch.arange(len(clips)).split(max(1, batch_size // 2)):
+    for chunk in torch.arange(len(clips)).split(batch_size):
         part = clips[chunk].detach().requires_grad_()
         baseline = black().nothing(part.detach())
-        with torch.enable_grad(), _Redirect(_RULES):
-            logits = model(torch.cat([part, baseline]))[: len(part)]
+        with torch.no_grad(), _Remember() as seen:
+            model(baseline)
+        with torch.enable_grad(), _Against(seen.inputs):
+            logits = model(part)
         score = logits.gather(1, targets[chunk, None]).sum()
         (multiplier,) = torch.autograd.grad(score, part)
         maps.append((multiplier * (part.detach() - baseline)).sum(1))
@@ -89,10 +97,13 @@ class _Redirect(TorchFunctionMode):
         caught = function in self.rules and args and args[0].requires_grad
         if not (caught and torch.is_grad_enabled()):
             return function(*args, **kwargs)
-        # a copy: a residual branch may read the same tensor, whose gradient is not the rule's
-        result = self.rules[function](function, args[0].clone(), *args[1:], **kwargs)
+        result = self.instead(function, *args, **kwargs)
         in_place = kwargs.get("inplace") or function in _IN_PLACE
         return args[0].copy_(result) if in_place else result
+
+    def instead(self, function, x: Tensor, *args, **kwargs) -> Tensor:
+        # a copy: a residual branch may read the same tensor, whose gradient is not the rule's
+        return self.rules[function](function, x.clone(), *args, **kwargs)
 
 
 _IN_PLACE = (torch.relu_, Tensor.relu_, torch.sigmoid_, Tensor.sigmoid_, torch.tanh_, Tensor.tanh_)
@@ -137,37 +148,82 @@ class _OneModulePerCall(nn.Module):
             return self.model[0](clips)
 
 
-# ------------------------------------------------------------- DeepLIFT: clips, then baselines
+# ------------------------------------------------------------- DeepLIFT: the baseline, then clips
 
 
-def _rescale(function, x: Tensor, *args, **kwargs) -> Tensor:
-    """Apply an activation to (2N, ...) such that it passes back Δout/Δin to both halves."""
-    with torch.enable_grad():
-        given = x.detach().requires_grad_()
-        y = function(given.clone(), *args, **kwargs)
-        (slope,) = torch.autograd.grad(y.sum(), given)
-    ratio = _ratio(y.detach(), given.detach(), slope.chunk(2)[0])
-    return y.detach() + torch.cat([ratio, ratio]) * (x - x.detach())
+class _Remember(TorchFunctionMode):
+    """Collect in ``inputs`` what the activations are given, call by call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in _RULES and args:
+            self.inputs.append(args[0].clone())  # an activation may work in place
+        return function(*args, **(kwargs or {}))
 
 
-def _rescale_pool(function, x: Tensor, *args, **kwargs) -> Tensor:
-    """Apply max-pooling to (2N, C, ...); Δout goes to the place of the larger of the two maxima.
+class _Against(_Redirect):
+    """Redirect activations to their rules, which get the baseline's input of the same call, too."""
+
+    def __init__(self, inputs: list[Tensor]):
+        super().__init__(_RULES)
+        self.inputs = iter(inputs)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.rules and args:
+            self.baseline = next(self.inputs, None)
+            same = self.baseline is not None and self.baseline.shape == args[0].shape
+            expected = "one that calls the same activations for every clip"
+            require(same, "model", "one that goes another way for a black clip", expected)
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def instead(self, function, x: Tensor, *args, **kwargs) -> Tensor:
+        return self.rules[function](function, x, self.baseline, *args, **kwargs)
+
+
+class _Passing(torch.autograd.Function):
+    """y in the forward pass; backward, x gets ``ratio`` times what arrives."""
+
+    @staticmethod
+    def forward(ctx, x, y, ratio):
+        ctx.save_for_backward(ratio)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, arrives):
+        return arrives * ctx.saved_tensors[0], None, None
+
+
+def _rescale(function, x: Tensor, x0: Tensor, *args, **kwargs) -> Tensor:
+    """Apply an activation that passes back Δout/Δin; where Δin is float32 noise, its slope."""
+    x_, x0 = x.detach(), x0.detach()
+    y, y0 = (function(given.clone(), *args, **kwargs) for given in (x_, x0))
+    change = x_ - x0
+    same = change.abs() < 1e-6
+    ratio = (y - y0) / torch.where(same, 1, change)
+    if same.any():
+        with torch.enable_grad():
+            given = x_.clone().requires_grad_()
+            slope = torch.autograd.grad(function(given.clone(), *args, **kwargs).sum(), given)[0]
+        ratio = torch.where(same, slope, ratio)
+    return _Passing.apply(x, y, ratio)
+
+
+def _rescale_pool(function, x: Tensor, x0: Tensor, *args, **kwargs) -> Tensor:
+    """Apply max-pooling to (N, C, ...); Δout goes to the place of the larger of the two maxima.
 
     There Δin is at least as large and has the same sign. Windows that share a place add up.
     """
-    y, place = function(x.detach(), *args, **kwargs | {"return_indices": True})
-    (clip, baseline), (here, there) = y.chunk(2), place.chunk(2)
-    place = torch.where(clip >= baseline, here, there).flatten(2)
-    picked = x.flatten(2).gather(2, torch.cat([place, place])).view_as(y)
-    ratio = _ratio(y, picked.detach(), torch.ones_like(clip))
-    return y + torch.cat([ratio, ratio]) * (picked - picked.detach())
-
-
-def _ratio(y: Tensor, x: Tensor, otherwise: Tensor) -> Tensor:
-    """Return Δy/Δx (N, ...) of the halves; where Δx is float32 noise, the limit ``otherwise``."""
-    (y, y0), (x, x0) = y.chunk(2), x.chunk(2)
-    same = (x - x0).abs() < 1e-6
-    return torch.where(same, otherwise, (y - y0) / torch.where(same, 1, x - x0))
+    kwargs = kwargs | {"return_indices": True}
+    (y, here), (y0, there) = (function(given.detach(), *args, **kwargs) for given in (x, x0))
+    place = torch.where(y >= y0, here, there).flatten(2)
+    picked, picked0 = (given.flatten(2).gather(2, place).view_as(y) for given in (x, x0))
+    change = picked.detach() - picked0
+    same = change.abs() < 1e-6
+    ratio = torch.where(same, 1, (y - y0) / torch.where(same, 1, change))
+    return _Passing.apply(picked, y, ratio)
 
 
 _CURVES = (torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, F.softplus, F.logsigmoid)

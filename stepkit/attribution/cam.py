@@ -170,7 +170,7 @@ def captured(layer: nn.Module):
     """Collect what ``layer`` puts out while the context lasts; of a tuple, the first.
 
     The network goes on with a copy, so that in-place operations behind the layer do not spoil what
-    was collected.
+    was collected. Where gradients are on, they begin here: what lies before is not recorded.
     """
     kept = []
 
@@ -178,7 +178,8 @@ def captured(layer: nn.Module):
         first, *rest = output if isinstance(output, tuple) else (output,)
         if not isinstance(first, Tensor):
             return output
-        kept.append(first)
+        kept.append(first.detach().requires_grad_(torch.is_grad_enabled()))
+        first = kept[-1]
         return (first.clone(), *rest) if isinstance(output, tuple) else first.clone()
 
     handle = layer.register_forward_hook(keep)
@@ -287,10 +288,10 @@ def _arranged(kept: list[Tensor], clips: Tensor, grid, seen) -> Tensor:
 def _activation_and_slope(model, clips: Tensor, targets: Tensor, layer, grid):
     """Return a layer's activation A and ∂logit_c/∂A, both (N, K, T', H', W')."""
     with _observed(model, clips, layer) as (kept, seen), torch.enable_grad():
-        logits = model(clips.detach().requires_grad_())
+        logits = model(clips.detach())
         score = logits.gather(1, targets[:, None]).sum()
         activation = _arranged(kept, clips, grid, seen)
-        reached = kept[-1].requires_grad
+        reached = score.requires_grad
         slope = torch.autograd.grad(score, kept[-1], allow_unused=True)[0] if reached else None
     require(slope is not None, "layer", "one that the logits do not depend on", "another layer")
     arranged = in_time(_at_least_float32(slope), len(clips), clips.shape[2:], grid, seen)
