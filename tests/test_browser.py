@@ -1,8 +1,11 @@
 """Notebook 09 in a real JupyterLab and a real Chromium: every control does what it says.
 
+The same in Voilà, without its code: it opens and moves.
+
 Screenshots go to the folder that STEPKIT_SCREENSHOTS names, if it names one.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -35,13 +39,12 @@ SETTINGS = {  # no question about news, no asking the network, every cell in the
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
-HARMLESS = ()  # of what JupyterLab itself says on the console
 WAIT = 30_000  # ms
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A JupyterLab of its own, with a small copy of notebook 09; its address."""
+def folder(tmp_path_factory):
+    """A folder with settings, and in books/ a small copy of notebook 09."""
     folder = tmp_path_factory.mktemp("lab")
     book = nbformat.read(ROOT / "notebooks" / "09_explorer.ipynb", 4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
@@ -57,57 +60,78 @@ def lab(tmp_path_factory):
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
+    return folder
+
+
+@contextlib.contextmanager
+def served(folder: Path, module: str, *options: str):
+    """Run a server, and wait until it answers; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     places = {f"JUPYTER_{name.upper()}_DIR": str(folder / name) for name in ("config", "runtime")}
     places |= {"IPYTHONDIR": str(folder / "ipython"), "JUPYTER_PREFER_ENV_PATH": "1"}
     places |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "PYTHONPATH": str(ROOT)}
-    options = [f"--port={port}", "--IdentityProvider.token=stepkit", "--no-browser"]
-    options += [f"--ServerApp.root_dir={folder / 'books'}", "--LabApp.expose_app_in_browser=True"]
-    options += ["--allow-root"]
-    with (folder / "log").open("w") as log:
+    log = folder / f"{module}.log"
+    with log.open("w") as said:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options],
+            [sys.executable, "-m", module, f"--port={port}", "--no-browser", *options],
             env=os.environ | places,
-            stdout=log,
-            stderr=log,
+            cwd=folder / "books",
+            stdout=said,
+            stderr=said,
         )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
             try:
-                urllib.request.urlopen(f"{address}/api", timeout=5).close()
+                urllib.request.urlopen(f"{address}/api", timeout=60).close()
+                break
+            except urllib.error.HTTPError:  # Voilà has no such page, but it answers
                 break
             except OSError:
-                assert server.poll() is None, (folder / "log").read_text()
+                assert server.poll() is None, log.read_text()
                 time.sleep(0.5)
-        yield f"{address}/doc/tree/09_explorer.ipynb?token=stepkit"
+        yield address
     finally:
         server.terminate()
         server.wait(20)
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    """The notebook, all its cells run; afterwards, nothing was complained of on the console."""
-    said = []
+def browser():
     with sync_api.sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(WAIT)
-        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(lab)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def opened(browser, harmless: str = "nothing is"):
+    """A page; afterwards, nothing was complained of on its console but what is ``harmless``."""
+    said = []
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(WAIT)
+    page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    yield page
+    page.close()
+    assert not [text for text in said if harmless not in text]
+
+
+@pytest.fixture(scope="module")
+def page(folder, browser):
+    """The notebook in JupyterLab, all its cells run."""
+    options = ["--IdentityProvider.token=stepkit", f"--ServerApp.root_dir={folder / 'books'}"]
+    options += ["--LabApp.expose_app_in_browser=True", "--allow-root"]
+    with served(folder, "jupyterlab", *options) as address, opened(browser) as page:
+        page.goto(f"{address}/doc/tree/09_explorer.ipynb?token=stepkit")
         page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget")
         page.evaluate("window.jupyterapp.shell.currentWidget.context.sessionContext.ready")
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.locator("img.widget-image").first.wait_for(timeout=4 * WAIT)
         yield page
-        browser.close()
-    unknown = [text for text in said if not any(known in text for known in HARMLESS)]
-    assert not unknown
 
 
 DIGEST = """async image => {
@@ -186,13 +210,18 @@ def shoot(page, name: str, width: int, height: int, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 1280, "height": 1000})
 
 
+def complete(page) -> None:
+    """Wait until all is there: Φ, both charts, and nine pictures (the clip stands in both rows)."""
+    told(page, "Φ of the whole clip")
+    until(page, lambda: len(charts(page)) == 2 and "Grad-CAM: Φ" in charts(page)[1], "no curve")
+    assert len(set(pictures(page).values())) == 9
+
+
 # The tests run in this order on one page.
 
 
 def test_it_opens_with_pictures_of_the_maps_that_are_given(page, tmp_path):
-    told(page, "Φ of the whole clip")
-    until(page, lambda: len(charts(page)) == 2 and "Grad-CAM: Φ" in charts(page)[1], "no curve")
-    assert len(set(pictures(page).values())) == 9  # the clip stands in both rows
+    complete(page)
     shoot(page, "desktop", 1280, 1600, tmp_path)
     shoot(page, "narrow", 420, 2800, tmp_path)
 
@@ -280,3 +309,24 @@ def test_a_video_of_ones_own(page, tmp_path):
     give(page, video)
     told(page, "mine.mp4: choose its class")
     assert page_clips(page)[-1] == "mine.mp4"
+
+
+@pytest.fixture
+def voila(folder, browser):
+    """The notebook in Voilà, which runs its cells and shows no code."""
+    pytest.importorskip("voila", reason="voila is not installed")
+    offline = "ERR_NAME_NOT_RESOLVED"  # its page asks the network for MathJax and fonts
+    options = ["09_explorer.ipynb"]
+    with served(folder, "voila", *options) as address, opened(browser, offline) as page:
+        page.goto(address, timeout=4 * WAIT)
+        page.locator("img.widget-image").first.wait_for(timeout=4 * WAIT)
+        yield page
+
+
+def test_voila_shows_it_without_code(voila, tmp_path):
+    complete(voila)
+    assert not any(code.is_visible() for code in voila.get_by_text("Experiment(out").all())
+    shoot(voila, "voila", 1280, 1600, tmp_path)
+    # Grad-CAM's layer has one time step for these two frames: its mask stands still
+    moving = "clip", "overlay", "kept", "A mask", "inserted"
+    changes(voila, slide(voila, "frame", "ArrowRight"), *moving)
