@@ -64,7 +64,8 @@ def main():
         what = f"a clip by {preset}, {iterations} iterations"
         full = iterations == PRESETS[preset].iterations
         rows.append(row(what, case, taken, "s", goal if full else ""))
-    each = taken / (iterations + 2)  # a pass before, to check the model, and one after
+    # before, one clip is tried; after, the masks' probabilities take a pass without its gradient
+    each = taken / (iterations + 1 / (n * len(AREAS)) + 1 / 2)
     share = operations(raw, one) / matrix_rate(kind, device, 5) / each
     rows.append(
         row("share of the rate of matrix products", case, share, "", ">= 0.4" if gpu else "")
