@@ -1,11 +1,13 @@
 """Mask generator, L_S and L_K against the slow twins in `reference`, and what holds of them."""
 
 import math
+import shutil
 
 import pytest
 import reference
 import torch
 
+from stepkit.attribution import masks
 from stepkit.attribution.masks import (
     MaskGeometry,
     area_loss,
@@ -118,6 +120,20 @@ def test_gradcheck_of_spread():
     geometry = MaskGeometry(4, 5, 3, 1)
     seeds = 0.1 + 0.8 * draw(2, *geometry.seeds)
     assert torch.autograd.gradcheck(geometry.spread, seeds.requires_grad_(True))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_as_for_a_gpu_the_smooth_max_is_the_same(monkeypatch):
+    geometry = MaskGeometry(12, 10, 3, 2)
+    seeds = draw(3, *geometry.seeds)
+    expected = geometry.spread(seeds), gradient(geometry.spread, seeds)
+    compiled = []
+    monkeypatch.setattr(
+        masks, "_fused", lambda loop, _: compiled.append(loop) or masks._compiled(loop)
+    )
+    found = geometry.spread(seeds), gradient(geometry.spread, seeds)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert compiled == [masks._smooth_max] * 2 + [masks._smooth_max_back]
 
 
 def test_spread_of_zeros_is_zero():

@@ -6,14 +6,15 @@ costs as much area as one in the middle. The frame's mask is the canvas, cropped
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._triton import has_triton
 
 from stepkit import kernels
 from stepkit.checks import one_of, require
@@ -115,26 +116,15 @@ class MaskGeometry:
         lead, size = seeds.shape[:-2], seeds.shape[-2:]
         require(size == self.seeds, "seeds", f"{tuple(size)} cells", f"{self.seeds}")
         side, before, (bh, bw), s = 2 * self.radius + 1, self.padding, self.blocks, self.step
+        batch = seeds.reshape(-1, *size).permute(1, 2, 0).contiguous()  # (h, w, B)
         if kernels.usable(seeds):
-            cells = seeds.reshape(-1, *size).permute(1, 2, 0).contiguous()  # (h, w, B)
             weights = (_BITS * self.weights).float().view(side, side, -1)
             geometry = before, self.blocks, self.canvas
-            canvas = kernels.smooth_max(cells, weights, *geometry, _BITS)
+            canvas = kernels.smooth_max(batch, weights, *geometry, _BITS)
             return canvas.view(*lead, *self.canvas)
-        after = [n + side - 1 - before - cells for n, cells in zip((bh, bw), size, strict=True)]
-        grid = F.pad(seeds.reshape(-1, *size), (before, after[1], before, after[0]))
-        canvas = _SmoothMax.apply(grid.permute(1, 2, 0).contiguous(), self)  # (s², bh, bw, B)
+        canvas = _SmoothMax.apply(batch, self)  # (s², bh, bw, B)
         canvas = canvas.view(s, s, bh, bw, -1).permute(4, 2, 0, 3, 1).reshape(-1, s * bh, s * bw)
         return canvas[:, : self.canvas[0], : self.canvas[1]].reshape(*lead, *self.canvas)
-
-    def windows(self, grid: Tensor) -> Iterator[Tensor]:
-        """Yield each cell that the blocks see, in the order of ``weights``.
-
-        They are views (bh, bw, B) of the padded ``grid`` (h, w, B).
-        """
-        (bh, bw), side = self.blocks, range(2 * self.radius + 1)
-        for i, j in product(side, side):
-            yield grid[i : i + bh, j : j + bw]
 
     def crop(self, canvas: Tensor) -> Tensor:
         """Cut the frame's mask (..., H, W) out of the canvas."""
@@ -145,43 +135,78 @@ class MaskGeometry:
 class _SmoothMax(torch.autograd.Function):
     """Σ z·exp(20z) / Σ exp(20z) over the cells z = weight·cell that a pixel sees.
 
-    Padded cells (h, w, B) -> (s², bh, bw, B), the pixels of each block. One cell of the
-    neighbourhood at a time, in buffers that are reused: all pairs of pixel and cell are never
-    stored. On a processor, in float32, `kernels.smooth_max` does the same.
+    Cells (h, w, B) -> (s², bh, bw, B), the pixels of each block. One cell of the neighbourhood at a
+    time: all pairs of pixel and cell are never stored. On a GPU `torch.compile` makes one kernel of
+    each loop; on a processor, in float32, `kernels.smooth_max` does the same.
     """
 
     @staticmethod
-    def forward(ctx, grid, geometry):
-        weights = _BITS * geometry.weights.to(grid)[..., None, None, None]
-        out = grid.new_zeros(weights.shape[1], *geometry.blocks, grid.shape[2])
-        total, x, e = torch.zeros_like(out), torch.empty_like(out), torch.empty_like(out)
-        for weight, cells in zip(weights, geometry.windows(grid), strict=True):
-            torch.mul(weight, cells, out=x)
-            torch.exp2(x, out=e)
-            total += e
-            out.addcmul_(x, e)
-        out.div_(total).div_(_BITS)
+    def forward(ctx, cells, geometry):
+        before, seen = geometry.padding, 2 * geometry.radius
+        ends = _ends(geometry.blocks, cells.shape, seen - before)
+        grid = F.pad(cells, (0, 0, before, ends[1], before, ends[0]))
+        weights = _weights(geometry, cells.device, cells.dtype)
+        out, total = _fused(_smooth_max, cells)(grid, weights, geometry.blocks, seen + 1)
         ctx.geometry = geometry
-        ctx.save_for_backward(grid, out, total)
+        ctx.save_for_backward(cells, out, total)
         return out.clamp(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         # ∂out/∂z = exp(20z) / Σexp(20z) · (1 + 20z − 20·out), and ∂z/∂cell = weight
-        grid, out, total = ctx.saved_tensors
-        geometry, gradient = ctx.geometry, torch.zeros_like(grid)
-        weights = geometry.weights.to(grid)[..., None, None, None]
+        cells, out, total = ctx.saved_tensors
+        geometry, seen = ctx.geometry, 2 * ctx.geometry.radius
+        before = seen - geometry.padding
+        ends = _ends(cells.shape, geometry.blocks, seen - before)
         slope = upstream / total
-        offset, scaled = slope * (1 - SHARPNESS * out), slope * (SHARPNESS / _BITS)
-        x, e = torch.empty_like(total), torch.empty_like(total)
-        windows = zip(geometry.windows(grid), geometry.windows(gradient), strict=True)
-        for weight, (cells, slopes) in zip(weights, windows, strict=True):
-            torch.mul(_BITS * weight, cells, out=x)
-            torch.exp2(x, out=e)
-            torch.addcmul(offset, x, scaled, out=x)
-            slopes += x.mul_(e).mul_(weight).sum(0)
-        return gradient, None
+        parts = slope * (1 - SHARPNESS * out), slope * (SHARPNESS / _BITS)
+        parts = [F.pad(part, (0, 0, before, ends[1], before, ends[0])) for part in parts]
+        weights = _weights(geometry, cells.device, cells.dtype)
+        return _fused(_smooth_max_back, cells)(cells, weights, *parts, seen + 1), None
+
+
+def _ends(looking, seen, after: int) -> list[int]:
+    """Return how much the rows and columns ``seen`` lack at their end (less than 0: too many)."""
+    return [a - b + after for a, b in zip(looking[:2], seen[:2], strict=True)]
+
+
+@cache
+def _weights(geometry: MaskGeometry, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return 20/ln 2 times the weights, where they are needed: ((2r+1)², s², 1, 1, 1)."""
+    weights = _BITS * geometry.weights.to(device, dtype)
+    return weights[..., None, None, None]
+
+
+def _fused(loop: Callable, cells: Tensor) -> Callable:
+    """Return ``loop`` as one kernel, where PyTorch's compiler is at hand and pays."""
+    return _compiled(loop) if cells.is_cuda and has_triton() else loop
+
+
+@cache
+def _compiled(loop: Callable) -> Callable:
+    return torch.compile(loop, dynamic=False)
+
+
+def _smooth_max(grid: Tensor, weights: Tensor, blocks, side: int) -> tuple[Tensor, Tensor]:
+    """Padded cells -> the smooth max (s², bh, bw, B) and its Σ exp(20z)."""
+    (bh, bw), value, total = blocks, 0.0, 0.0
+    for weight, (i, j) in zip(weights, product(range(side), repeat=2), strict=True):
+        z = weight * grid[i : i + bh, j : j + bw]
+        e = torch.exp2(z)
+        value, total = value + z * e, total + e
+    return value / total / _BITS, total
+
+
+def _smooth_max_back(cells, weights, offset, scaled, side: int) -> Tensor:
+    """Gather each cell's gradient (h, w, B) from the padded slopes of the pixels that see it."""
+    (h, w, _), gradient = cells.shape, 0.0
+    places = product(range(side - 1, -1, -1), repeat=2)  # the first cell that a block sees is ahead
+    for weight, (i, j) in zip(weights, places, strict=True):
+        z = weight * cells
+        slope = offset[:, i : i + h, j : j + w] + z * scaled[:, i : i + h, j : j + w]
+        gradient = gradient + slope * torch.exp2(z) * weight
+    return gradient.sum(0) / _BITS
 
 
 def top_share(values: Tensor, counts: list[int]) -> Tensor:
@@ -207,6 +232,12 @@ def top_share(values: Tensor, counts: list[int]) -> Tensor:
     return marks
 
 
+@cache
+def _constants(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return numbers where they are needed; copied anew, they would make a GPU wait."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
 def area_loss(masks: Tensor, areas) -> Tensor:
     """L_S of Eq. 6, the squared distance of the sorted mask from v·|M| ones, divided by |M|.
 
@@ -219,7 +250,7 @@ def area_loss(masks: Tensor, areas) -> Tensor:
     if kernels.usable(values):
         return kernels.distance_from_full(values, counts, TIE) / n
     top = top_share(values.detach(), counts)
-    fixed = values.new_tensor(counts)
+    fixed = _constants(tuple(counts), values.device, values.dtype)
     return ((values * (values - 2 * top)).sum(2) + fixed) / n
 
 
@@ -267,7 +298,7 @@ def core_loss(masks: Tensor, areas, kernel: Tensor, form: str = "printed") -> Te
     n, element = convolved.shape[2], max(1, int(kernel.numel() * 0.5236))
     counts = [min(n, math.ceil(v * T * H * W / element)) for v in areas]
     top = top_share(convolved.detach(), counts)
-    k = convolved.new_tensor(counts)
+    k = _constants(tuple(counts), convolved.device, convolved.dtype)
     full = (top * (1 - convolved) ** 2).sum(2) / k.clamp(min=1)
     return full + ((1 - top) * convolved**2).sum(2) / (n - k).clamp(min=1)
 
