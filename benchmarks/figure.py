@@ -44,23 +44,30 @@ def ratios(table: pd.DataFrame) -> Figure:
 
 
 def quality(table: pd.DataFrame) -> Figure:
-    """Draw fast minus 1200 iterations, a panel per dataset and a row per measure."""
-    table = table.assign(what=table["what"].str.removeprefix("(c) "))
-    table[["dataset", "model"]] = table["case"].str.split(", ", expand=True)
+    """Draw less minus 1200 iterations, a panel per dataset and network, a row per measure."""
+    fifth = table["what"].str.contains("a fifth")
+    table = table.assign(
+        what=table["what"].str.extract(r"([^:)]+)$")[0].str.strip(),
+        model=fifth.map({False: "fast: 60 iterations", True: "a fifth: 240 iterations"}),
+        dataset=table["case"].str.replace(", ", "\n").str.replace("_narrow", ""),
+    )
     table = table.rename(columns={"value": "mean"}).set_index(["dataset", "model", "what"])
-    title = "fast minus 1200 iterations"
+    title = "minus 1200 iterations"
     return plot_intervals(table[["mean", "low", "high"]], xlabel=title, zero=True)
 
 
 def main():
     table = pd.read_csv(TABLE).fillna({"goal": "", "unit": ""})
     table["machine"] = table["machine"].str.replace(r"\+\w+$", "", regex=True)
+    machines = table.groupby("machine")["date"].max().sort_values(ascending=False).index
     pictures = {}
-    for i, (_, rows) in enumerate(table[table["unit"] == "ratio"].groupby("machine", sort=False)):
+    for i, machine in enumerate(machines):
+        rows = table[(table["unit"] == "ratio") & (table["machine"] == machine)]
         pictures[f"benchmarks{f'_{i + 1}' if i else ''}"] = ratios(rows)
     compared = (table["benchmark"] == "fast") & (table["unit"] == "difference")
-    if compared.any():
-        pictures["benchmarks_fast"] = quality(table[compared])
+    compared = table[compared & (table["machine"] == machines[0])]
+    if len(compared):
+        pictures["benchmarks_fast"] = quality(compared)
     for name, picture in pictures.items():
         for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
             save = partial(picture.savefig, format=kind, metadata=facts)

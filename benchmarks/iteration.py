@@ -1,6 +1,6 @@
 """One iteration of STEP against the bare network, and against a straightforward way to write it.
 
-    python benchmarks/iteration.py [--model r2plus1d_18] [--frames 16] [--size 112] [--repeats 5]
+    python benchmarks/iteration.py [--model r2plus1d_18] [--frames 16] [--size 112] [--repeats 9]
         [--eager]
 
 Measured side by side in one run, at equal batch, one clip and four areas, for each precision that
@@ -167,7 +167,7 @@ def main():
     parser.add_argument("--model", default="r2plus1d_18")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     asked = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

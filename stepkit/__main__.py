@@ -50,15 +50,20 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_sweep(commands) -> None:
     text = "explain a dataset by some methods, on any number of workers; resumes"
-    add = commands.add_parser("sweep", help=text, description=text).add_argument
+    more = "stepkit.methods() lists methods and their options; docs/scale.md says more"
+    add = commands.add_parser("sweep", help=text, description=text, epilog=more).add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="where maps and manifest go")
-    add("--dataset", default="folder", help="see stepkit.load_dataset (default: folder)")
+    known = (
+        "appearance, object, motion (generated), ucf101-24, epic-object, something-v2, or folder"
+    )
+    add("--dataset", default="folder", help=f"{known}: videos of your own (default)")
     add("--data", default="", metavar="DIR", help="where its videos are")
     add("--split", default="test", help="train, val or test (default: test)")
-    add("--frames", type=int, default=16, metavar="T")
-    add("--size", type=int, default=112, metavar="PIXELS", help="height and width")
+    add("--frames", type=int, default=16, metavar="T", help="of a clip (default: 16)")
+    add("--size", type=int, default=112, metavar="PIXELS", help="height and width (default: 112)")
     add("--n", type=int, metavar="N", help="the first N clips (default: all; 120 generated ones)")
-    add("--model", default="r2plus1d_18", help="see stepkit.load_model")
+    models = "r2plus1d_18 (default), r50l, r2plus1d_narrow, r50l_narrow"
+    add("--model", default="r2plus1d_18", help=models)
     add("--weights", required=True, metavar="FILE", help="its weights, .safetensors")
     add("--method", nargs="+", default=["step"], help="ids of stepkit.methods (default: step)")
     add(
@@ -70,12 +75,16 @@ def _add_sweep(commands) -> None:
         dest="settings",
         help="options of the methods that have them; values as in YAML",
     )
-    add("--executor", default="loop", help="loop, threads, processes, dask, or tcp://host:port")
+    add(
+        "--executor",
+        default="loop",
+        help="loop (default), threads, processes, dask, or tcp://host:port",
+    )
     add("--workers", type=int, default=0, help="how many (default: one per core)")
     add("--threads", type=int, default=1, help="of torch, in each job (default: 1)")
     add("--batch-size", type=int, default=1, metavar="N", help="clips per job; more for a GPU")
     add("--retries", type=int, default=1, metavar="N", help="for jobs that failed (default: 1)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of methods that draw random numbers (default: 0)")
 
 
 def sweep(options: dict) -> int:
@@ -91,8 +100,9 @@ def sweep(options: dict) -> int:
         except (BrokenExecutor, OSError) as error:
             print(f"stepkit: {error}; the same command goes on from here", file=sys.stderr)
             return 1
-    counts = table["status"].value_counts()
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    counts = table["status"].where(table["what"] == "", table["what"]).value_counts()
+    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    print(f"{(table['status'] == 'done').sum()} of {len(table)} done: {told}")
     failed = table[table["status"] == "failed"]
     for row in failed.head(20).itertuples():
         print(f"failed: {row.method}, {row.clip}: {row.error}", file=sys.stderr)

@@ -3,8 +3,10 @@
 Lowest floor of the library: imports nothing of it.
 """
 
+import difflib
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def require(condition: bool, argument: str, given: object, expected: str) -> None:
@@ -14,9 +16,12 @@ def require(condition: bool, argument: str, given: object, expected: str) -> Non
 
 
 def one_of(argument: str, given: object, choices) -> None:
-    """Raise ``ValueError`` that lists ``choices`` unless ``given`` is one of them."""
+    """Raise ``ValueError`` that lists ``choices``, a near one first, unless ``given`` is one."""
     choices = list(choices)
-    require(given in choices, argument, repr(given), "one of " + ", ".join(map(repr, choices)))
+    near = difflib.get_close_matches(str(given), map(str, choices), 1)
+    meant = f"{near[0]!r}? It is " if near else ""
+    listed = ", ".join(map(repr, choices))
+    require(given in choices, argument, repr(given), f"{meant}one of {listed}")
 
 
 def tensor(argument: str, given: object, shape: str, dtype=torch.float32) -> Tensor:
@@ -50,6 +55,13 @@ def tensor(argument: str, given: object, shape: str, dtype=torch.float32) -> Ten
 def clips(given: object) -> Tensor:
     """Check a batch of normalised clips, float32 (N, 3, T, H, W)."""
     return tensor("clips", given, "(N, 3, T, H, W)")
+
+
+def model(given: object) -> nn.Module:
+    """Check that a model is one."""
+    if not isinstance(given, nn.Module):
+        raise TypeError(f"model: got {type(given).__name__}, expected a torch.nn.Module")
+    return given
 
 
 def targets(given: object, n: int, classes: int | None, device=None) -> Tensor:

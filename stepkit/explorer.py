@@ -89,6 +89,7 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     first, start = next(iter(models.values())), next(iter(clips.values()))
     count = len(panels.probabilities(first, start))
     classes = list(map(str, range(count) if classes is None else classes))
+    checks.require(len(classes) == count, "classes", f"{len(classes)} names", f"{count}")
     for name, model in models.items():
         given = len(panels.probabilities(model, start))
         checks.require(given == len(classes), f"models[{name!r}]", given, f"{len(classes)} classes")

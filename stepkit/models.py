@@ -12,12 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet
-from torchvision.models.video import S3D, MViT, SwinTransformer3d, VideoResNet, r2plus1d_18
+from torchvision.models.video import (
+    S3D,
+    MViT,
+    R2Plus1D_18_Weights,
+    SwinTransformer3d,
+    VideoResNet,
+    r2plus1d_18,
+)
 from torchvision.models.video import resnet as video_resnet
 
 from stepkit.checks import one_of, require
@@ -51,8 +59,10 @@ def load_model(
 
     Raises
     ------
-    ValueError
-        Unknown name; a checkpoint that does not fit, with the first keys that differ.
+    FileNotFoundError, ValueError
+        Unknown name; no such file; a checkpoint of another format (for a ``.pth``:
+        ``safetensors.torch.save_file(torch.load(path, weights_only=True), "mine.safetensors")``),
+        or one that does not fit, with the first keys that differ.
 
     Examples
     --------
@@ -70,6 +80,9 @@ def load_model(
     require(isinstance(num_classes, int) and num_classes > 0, "num_classes", num_classes, "K > 0")
     is_file = weights is not None and str(weights).endswith(".safetensors")
     if weights is not None and not is_file:
+        known = [*_PRETRAINED[name].__members__] if name in _PRETRAINED else []
+        expected = " or ".join(["a .safetensors file", *known])
+        require(str(weights) in known, "weights", repr(str(weights)), expected)
         options["pretrained"] = weights
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -77,11 +90,17 @@ def load_model(
     return load_weights(model, weights) if is_file else model
 
 
+_PRETRAINED = {"r2plus1d_18": R2Plus1D_18_Weights, "r50l": resnet.ResNet50_Weights}
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Fill ``model`` from a ``.safetensors`` file that holds exactly its tensors."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"weights: {path} does not exist")
-    found, wanted = load_file(path), model.state_dict()
+        raise FileNotFoundError(f"weights: got '{path}', expected a file that exists")
+    try:
+        found, wanted = load_file(path), model.state_dict()
+    except SafetensorError as error:
+        raise ValueError(f"weights: got {path}, expected a .safetensors file ({error})") from None
     differ = [
         key
         for key in sorted(wanted.keys() | found.keys())
@@ -503,10 +522,15 @@ def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     """
     layers = {key: layer for key, layer in model.named_modules() if key}
     name = _usual_layer(model) if name is None else name
-    given = "no name, and no default for this model" if name is None else repr(name)
-    with_weights = [key for key in layers if next(layers[key].parameters(), None) is not None]
-    require(name in layers, "layer", given, "one of " + ", ".join(with_weights or layers))
+    given = "no name, and no default for this model" if name is None else repr(name)[:80]
+    convolutions = [key for key, layer in layers.items() if isinstance(layer, _CONVOLUTIONS)]
+    usual = f"the last convolution, layer={convolutions[-1]!r}, " if convolutions else ""
+    known = isinstance(name, str) and name in layers
+    require(known, "layer", given, f"{usual}or another name of {', '.join(layers)}")
     return layers[name]
+
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
 def _usual_layer(model: nn.Module) -> str | None:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit.attribution import PRESETS, attribute, heatmap, step
+from stepkit.attribution import BLANK, PRESETS, attribute, heatmap, is_blank, step
 from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
@@ -192,9 +192,10 @@ def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, T
         }
     else:
         seeds = [clip_seed(seed, clip_id) for clip_id in batch.ids]
-        maps = attribute(
-            method, model, batch.clips, batch.targets, batch_size=batch_size, seed=seeds, **options
-        )
+        given = {"batch_size": batch_size, "seed": seeds} | options
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f".*{BLANK}")  # `run` notes it
+            maps = attribute(method, model, batch.clips, batch.targets, **given)
         named = {"maps": maps}
     return [{name: values[i] for name, values in named.items()} for i in range(len(samples))]
 
@@ -271,9 +272,9 @@ def run(
     -------
     DataFrame
         A row per method and clip: ``status`` ("done", "failed", "left"), ``what`` ("made", "found",
-        "made again, the file was damaged"), ``seconds``, ``attempts``, ``error``. Also in
-        ``<out>/<dataset>/<model>/manifest.csv``, which is written every half minute, and when the
-        sweep is interrupted.
+        "made again, the file was damaged"), ``note`` ("the map is the same everywhere"), ``error``,
+        ``seconds``, ``attempts``. Also in ``<out>/<dataset>/<model>/manifest.csv``, which is
+        written every half minute, and when the sweep is interrupted.
 
     Raises
     ------
@@ -468,8 +469,12 @@ def work(job: Job) -> list[dict]:
         given = job.method, model, [dataset[i] for i in job.clips], place, weights
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*damaged, made again")  # the manifest says so
-            _, done = _explained(*given, job.batch_size, job.seed, dict(job.options))
-        outcomes = [{"status": "done", "what": what, "error": ""} for what in done]
+            found, done = _explained(*given, job.batch_size, job.seed, dict(job.options))
+        blank = [f"the map is {BLANK}" if is_blank(made["maps"]) else "" for made in found]
+        outcomes = [
+            {"status": "done", "what": what, "note": note, "error": ""}
+            for what, note in zip(done, blank, strict=True)
+        ]
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
@@ -481,7 +486,8 @@ def work(job: Job) -> list[dict]:
 
 
 def _failed(job: Job, error: BaseException) -> list[dict]:
-    told = {"status": "failed", "what": "", "error": f"{type(error).__name__}: {error}"}
+    said = f"{type(error).__name__}: {error}"
+    told = {"status": "failed", "what": "", "note": "", "error": said}
     return [told] * len(job.clips)
 
 
@@ -524,6 +530,7 @@ def asked(
     clips = {"frames": frames, "size": size, "n": n or 120, "data": data}
     source = partial(load_dataset, dataset, split, **clips)
     network = partial(ready, model, len(source().classes), weights)
+    network()  # a wrong name or file is refused here, not by every job
     return {
         "source": source,
         "network": network,
@@ -545,7 +552,8 @@ class _Manifest:
 
     def __init__(self, folder: Path, methods, ids: list[str]):
         self.path, self.ids, self.saved = folder / "manifest.csv", ids, time.monotonic()
-        left = {"status": "left", "what": "", "seconds": float("nan"), "attempts": 0, "error": ""}
+        left = {"status": "left", "what": "", "note": "", "error": ""}
+        left |= {"seconds": float("nan"), "attempts": 0}
         self.rows = {(m, i): dict(left) for m in methods for i in range(len(ids))}
 
     def note(self, job: Job, outcomes: list[dict]) -> list[int]:

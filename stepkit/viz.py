@@ -421,8 +421,8 @@ def save_video(
 
     Raises
     ------
-    TypeError, ValueError
-        As `show`; another suffix, a rate or a scale that is not positive.
+    FileNotFoundError, TypeError, ValueError
+        As `show`; no such folder; another suffix, a rate or a scale that is not positive.
 
     Examples
     --------
@@ -431,6 +431,8 @@ def save_video(
     path = Path(path)
     write = {".mp4": _write_mp4, ".gif": _write_gif}
     checks.one_of("suffix of path", path.suffix.lower(), write)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: got '{path}', expected a file in a folder that exists")
     checks.require(fps > 0, "fps", fps, "a positive rate")
     checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
     rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, keep)

@@ -51,8 +51,14 @@ def gradient(model, *args, **options):
     return attribute("gradient", model, *args, **options)
 
 
+def masks(model, *args):
+    return attribute("meaningful_perturbation", model, *args, iterations=2)
+
+
 ROWS = [
     # what is called, the model, arguments, options, the error, what its message must say
+    (gradient, lambda: Watched().forward, (clips(), 0), {}, TypeError, "model: got method"),
+    (step, lambda: Watched().forward, (clips(), 0), {}, TypeError, "model: got method"),
     (gradient, Watched, (clips()[0], 0), {}, ValueError, r"clips: got shape \(3, 4, 24, 24\)"),
     (gradient, Watched, (clips()[:, :1], 0), {}, ValueError, r"clips: .*\(N, 3, T, H, W\)"),
     (gradient, Watched, (clips().double(), 0), {}, TypeError, "clips: got dtype torch.float64"),
@@ -78,6 +84,7 @@ ROWS = [
     (gradient, NoGradient, (clips(), 0), {}, ValueError, "model: got no gradient"),
     (gradient, Numpy, (clips(), 0), {}, ValueError, "model: got no gradient"),
     (step, NoGradient, (clips(), 0), {}, ValueError, "model: got no gradient"),
+    (masks, NoGradient, (clips(), 0), {}, ValueError, "model: got no gradient"),
     (step, Watched, (clips(), 0), {"preset": "best"}, ValueError, "preset: got 'best'.*'default'"),
     (step, Watched, (clips(), 0), {"area": 0.1}, ValueError, "option: got 'area'.*'areas'"),
     (step, Watched, (clips(), 0), {"areas": ()}, ValueError, "areas: got"),
@@ -110,10 +117,11 @@ ROWS = [
 def test_bad_call_is_refused_and_the_model_untouched(row):
     call, make, args, options, error, message = ROWS[row]
     model = make()
-    before = state_of(model)
+    watched = model if isinstance(model, nn.Module) else model.__self__
+    before = state_of(watched)
     with pytest.raises(error, match=message):
         call(model, *args, **options)
-    assert same_state(before, state_of(model))
+    assert same_state(before, state_of(watched))
 
 
 def test_the_table_is_long_enough():
@@ -125,9 +133,12 @@ def test_the_table_is_long_enough():
     [
         (
             lambda: attribute("grad_cma", Watched(), clips(), 0),
-            "method: got 'grad_cma'.*'grad_cam'",
+            "method: got 'grad_cma', expected 'grad_cam'\\? It is one of 'random'",
         ),
-        (lambda: attribute("grad_cam", Watched(), clips(), 0), "no default for this model.*conv"),
+        (
+            lambda: attribute("grad_cam", Watched(), clips(), 0),
+            "no default for this model.*layer='conv'",
+        ),
         (lambda: attribute("grad_cam", Watched(), clips(), 0, layer="fc2"), "layer: got 'fc2'.*fc"),
         (lambda: attribute("grad_cam", Watched(), clips(), 0, layer="fc"), r"layer: got output"),
         (lambda: load_model("resnet", 3), "name: got 'resnet'.*'r50l'"),
@@ -147,6 +158,16 @@ def test_the_table_is_long_enough():
 def test_bad_value_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_map_that_says_nothing_is_named():
+    """Of the second clip the probability is exactly 1: no gradient is left of it."""
+    certain = torch.tensor([[0.0, 0.0], [1e4, 0.0]])
+    model = Wrapped(lambda y: y + certain[-len(y) :])
+    with pytest.warns(UserWarning, match=r"gradient: the map of clips \[1\] is the same"):
+        found = gradient(model, clips(), 0)
+    assert found[0].any()
+    assert not found[1].any()
 
 
 def test_nan_that_appears_on_the_way_is_reported():

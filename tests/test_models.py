@@ -275,6 +275,13 @@ def test_checkpoint_round_trip_and_mismatch(tmp_path):
         load_model("r2plus1d_narrow", 3, tmp_path / "n.safetensors")
     with pytest.raises(FileNotFoundError, match="gone"):
         load_model("r2plus1d_narrow", 3, tmp_path / "gone.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"weights: got .*torn.*, expected a .safetensors file"):
+        load_model("r2plus1d_narrow", 3, tmp_path / "torn.safetensors")
+    with pytest.raises(ValueError, match=r"weights: got 'm.pth', expected a .safetensors file$"):
+        load_model("r2plus1d_narrow", 3, "m.pth")
+    with pytest.raises(ValueError, match=r"weights: got 'm.pth', .* or KINETICS400_V1"):
+        load_model("r2plus1d_18", 3, "m.pth")
 
 
 class Watched(nn.Module):

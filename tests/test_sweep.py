@@ -225,6 +225,25 @@ def test_a_clip_that_fails_is_named_tried_again_and_stops_nothing(tmp_path, data
     assert len(files(tmp_path)) == 6
 
 
+class Certain(torch.nn.Module):
+    """Says the first class whatever it sees, with a probability of exactly 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = NETWORK()
+
+    def forward(self, clips):
+        return self.model(clips) + torch.tensor([1e4] + [0.0] * 5)
+
+
+def test_a_map_that_says_nothing_is_named_and_stops_nothing(tmp_path):
+    methods = {"gradient": {}, "random": {}}
+    for what in ("made", "found"):
+        table = run(tmp_path, network=Certain, methods=methods, n=2)
+        assert table["what"].tolist() == [what] * 4
+        assert table["note"].tolist() == ["the map is the same everywhere"] * 2 + [""] * 2
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
 def test_a_damaged_file_is_found_named_and_made_again(tmp_path, harm):
     run(tmp_path)
@@ -343,9 +362,10 @@ def command(weights, out, *others):
 def test_the_command_line_sweeps(tmp_path, weights, capsys):
     options = ["--method", "gradient", "smoothgrad", "--set", "samples=2"]
     assert main(command(weights, tmp_path, *options)) == 0
-    assert "8 done" in capsys.readouterr().out
+    assert "8 of 8 done: 8 made" in capsys.readouterr().out
     assert len(files(tmp_path)) == 8
     assert main(command(weights, tmp_path, *options)) == 0
+    assert "8 of 8 done: 8 found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -356,6 +376,8 @@ def test_the_command_line_sweeps(tmp_path, weights, capsys):
         (["--weights", "nowhere"], "--weights: got nowhere, expected a file"),
         (["--executor", "fork"], "executor: got 'fork'"),
         (["--dataset", "ucf101-24"], "data: got ''"),
+        (["--model", "r2plus1d_narow"], "name: got 'r2plus1d_narow', expected 'r2plus1d_narrow'?"),
+        (["--weights", __file__], "weights: got"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(tmp_path, weights, options, said, capsys):

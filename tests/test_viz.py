@@ -426,7 +426,7 @@ def test_errors_of_save_video(tmp_path, clip):
         save_video(tmp_path / "a.gif", clip, fps=0)
     with pytest.raises(ValueError, match=r"scale: got 1\.5"):
         save_video(tmp_path / "a.gif", clip, scale=1.5)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"path: got '.*a\.gif'"):
         save_video(tmp_path / "no" / "a.gif", clip)
     assert os.listdir(tmp_path) == []
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from stepkit import checks
 from stepkit.attribution.backprop import deconvnet, deeplift, guided_backprop
 from stepkit.attribution.cam import cam, grad_cam, grad_cam_pp, score_cam
 from stepkit.attribution.excitation import excitation_backprop, lrp
@@ -42,6 +44,7 @@ __all__ = ["PRESETS", "Settings", "StepResult", "attribute", "heatmap", "methods
 
 
 TRIED = Path(__file__).with_name("tried.csv")
+BLANK = "the same everywhere"  # of a map: nothing is more important than anything else
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def attribute(
     Returns
     -------
     Tensor
-        float32 (N, T, H, W) on the clips' device, higher = more important, not normalised.
+        float32 (N, T, H, W) on the clips' device, higher = more important, not normalised. A
+        warning names clips whose map is the same everywhere.
 
     Raises
     ------
@@ -119,6 +123,7 @@ def attribute(
     run = _METHODS[method].run
     for name in options:
         one_of("option", name, _options(run))
+    checks.model(model)
     check_clips(clips)
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
     seeds = _clip_seeds(seed, len(clips))
@@ -139,10 +144,20 @@ def attribute(
                 given = {"seeds": seeds[chunk], "batch_size": batch_size, "bar": bar}
                 given = {name: value for name, value in given.items() if name in wanted} | options
                 maps[chunk] = run(model, clips[chunk].to(device), targets[chunk], **given).to(maps)
-        if needs_gradient and not maps[0].any():  # a rare answer: does any gradient arrive?
+        # a mask takes shape without any gradient of the model; elsewhere a map of zeros tells
+        if needs_gradient and (family == "perturbation" or not maps[0].any()):
             check_model(model, clips[:1].to(device), gradient=True)
     require(bool(torch.isfinite(maps).all()), "model", f"NaN in {method}", "finite attributions")
+    blank = [i for i, values in enumerate(maps) if is_blank(values)]
+    if blank:
+        warnings.warn(f"{method}: the map of clips {blank} is {BLANK}", stacklevel=2)
     return maps
+
+
+def is_blank(values: Tensor) -> bool:
+    """Tell whether a map is constant: no gradient is left of a probability of exactly 0 or 1."""
+    low, high = values.aminmax()
+    return bool(low == high)
 
 
 @contextlib.contextmanager

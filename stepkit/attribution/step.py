@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from stepkit import checks
 from stepkit import removal as removals
 from stepkit.attribution.masks import MaskGeometry, area_loss, core_kernel, core_loss
 from stepkit.checks import clips as check_clips
@@ -137,7 +138,7 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepResult:
     """What STEP found.
 
@@ -171,6 +172,18 @@ class StepResult:
     interrupted: bool
     precision: str
     device: str
+
+    def __repr__(self):
+        n, _, *size = self.masks.shape
+        done = self.history["iteration"].nunique()
+        phi = ", ".join(
+            f"{area:.3g}: {values.mean():.2f}"
+            for area, values in zip(self.areas, self.probabilities.T, strict=True)
+        )
+        return (
+            f"StepResult of {n} clips {tuple(size)} after {done} iterations, {self.precision} on "
+            f"{self.device}; mean probability by area: {phi}"
+        )
 
     @property
     def heatmap(self) -> Tensor:
@@ -269,6 +282,7 @@ def step(
     >>> found.masks.shape
     torch.Size([1, 4, 8, 48, 48])
     """
+    checks.model(model)
     check_clips(clips)
     clips = clips.detach()
     given = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)

@@ -48,7 +48,7 @@ METRICS = {  # name: operation, order
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """A metric's result for N clips.
 
@@ -65,6 +65,10 @@ class Curve:
     auc: Tensor
     curve: Tensor
     share: Tensor
+
+    def __repr__(self):
+        n, steps = len(self.auc), len(self.share) - 1
+        return f"Curve of {n} clips in {steps} steps; mean AUC: {self.auc.mean():.3f}"
 
 
 def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options) -> Curve:
