@@ -12,7 +12,7 @@ import torch
 
 from stepkit import stats
 from stepkit.files import write_whole
-from stepkit.models import has_bfloat16
+from stepkit.preparation import has_bfloat16
 
 TABLE = Path(__file__).parents[1] / "results" / "benchmarks.csv"
 

@@ -16,7 +16,8 @@ from stepkit.attribution import attribute, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import load_dataset
 from stepkit.metrics import deletion, insertion, pointing_game, reliability
-from stepkit.models import load_model, prepare
+from stepkit.models import load_model
+from stepkit.preparation import prepare
 from stepkit.viz import save_video, show
 
 __version__ = version("stepkit")

@@ -48,8 +48,13 @@ def tensor(argument: str, given: object, shape: str, dtype=torch.float32) -> Ten
     )
     require(fits, argument, f"shape {tuple(given.shape)}", shape)
     if dtype.is_floating_point:
-        require(bool(torch.isfinite(given).all()), argument, "NaN or infinity", "finite values")
+        require(finite(given), argument, "NaN or infinity", "finite values")
     return given
+
+
+def finite(values: Tensor) -> bool:
+    """Tell whether all values are finite; the sum tells, unless it overflows."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def clips(given: object) -> Tensor:

@@ -40,7 +40,8 @@ from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
 from stepkit.data import collate, load_dataset
 from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
-from stepkit.models import load_model, prepare
+from stepkit.models import load_model
+from stepkit.preparation import precision_of, prepare
 
 TOGETHER = 8  # clips in memory at once
 CHUNK = 16  # perturbed copies of one clip that go through the network together
@@ -273,8 +274,9 @@ def run(
     DataFrame
         A row per method and clip: ``status`` ("done", "failed", "left"), ``what`` ("made", "found",
         "made again, the file was damaged"), ``note`` ("the map is the same everywhere"), ``error``,
-        ``seconds``, ``attempts``. Also in ``<out>/<dataset>/<model>/manifest.csv``, which is
-        written every half minute, and when the sweep is interrupted.
+        ``precision`` of the model, ``seconds``, ``attempts``. Also in
+        ``<out>/<dataset>/<model>/manifest.csv``, which is written every half minute, and when the
+        sweep is interrupted.
 
     Raises
     ------
@@ -470,9 +472,10 @@ def work(job: Job) -> list[dict]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*damaged, made again")  # the manifest says so
             found, done = _explained(*given, job.batch_size, job.seed, dict(job.options))
+        precision = precision_of(model)
         blank = [f"the map is {BLANK}" if is_blank(made["maps"]) else "" for made in found]
         outcomes = [
-            {"status": "done", "what": what, "note": note, "error": ""}
+            {"status": "done", "what": what, "note": note, "error": "", "precision": precision}
             for what, note in zip(done, blank, strict=True)
         ]
     except Exception as error:
@@ -487,7 +490,7 @@ def work(job: Job) -> list[dict]:
 
 def _failed(job: Job, error: BaseException) -> list[dict]:
     said = f"{type(error).__name__}: {error}"
-    told = {"status": "failed", "what": "", "note": "", "error": said}
+    told = {"status": "failed", "what": "", "note": "", "error": said, "precision": ""}
     return [told] * len(job.clips)
 
 
@@ -511,7 +514,7 @@ def _with_weights(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def asked(
-    *, dataset, data, split, frames, size, n, model, weights, method, settings, **others
+    *, dataset, data, split, frames, size, n, model, weights, precision, method, settings, **others
 ) -> dict:
     """Turn what the command line says into arguments of `run`, checked before anything runs."""
     import yaml
@@ -529,7 +532,7 @@ def asked(
     require(Path(weights).is_file(), "--weights", weights, "a file")
     clips = {"frames": frames, "size": size, "n": n or 120, "data": data}
     source = partial(load_dataset, dataset, split, **clips)
-    network = partial(ready, model, len(source().classes), weights)
+    network = partial(ready, model, len(source().classes), weights, precision)
     network()  # a wrong name or file is refused here, not by every job
     return {
         "source": source,
@@ -541,10 +544,15 @@ def asked(
     }
 
 
-def ready(name: str, classes: int, weights: str) -> nn.Module:
-    """Return a model as the command line sweeps with it: prepared, on a GPU where there is one."""
+def ready(name: str, classes: int, weights: str, precision: str = "auto") -> nn.Module:
+    """Return a model as the command line sweeps with it: prepared, on a GPU where there is one.
+
+    ``precision`` is ``"auto"`` (see `stepkit.prepare`), ``"bfloat16"`` or ``"float32"``.
+    """
+    one_of("precision", precision, ("auto", "bfloat16", "float32"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return prepare(load_model(name, classes, weights=weights).to(device), "auto")
+    model = load_model(name, classes, weights=weights).to(device)
+    return prepare(model, None if precision == "float32" else precision)
 
 
 class _Manifest:
@@ -552,7 +560,7 @@ class _Manifest:
 
     def __init__(self, folder: Path, methods, ids: list[str]):
         self.path, self.ids, self.saved = folder / "manifest.csv", ids, time.monotonic()
-        left = {"status": "left", "what": "", "note": "", "error": ""}
+        left = {"status": "left", "what": "", "note": "", "error": "", "precision": ""}
         left |= {"seconds": float("nan"), "attempts": 0}
         self.rows = {(m, i): dict(left) for m in methods for i in range(len(ids))}
 

@@ -361,11 +361,14 @@ def command(weights, out, *others):
 
 def test_the_command_line_sweeps(tmp_path, weights, capsys):
     options = ["--method", "gradient", "smoothgrad", "--set", "samples=2"]
+    options += ["--precision", "bfloat16"]
     assert main(command(weights, tmp_path, *options)) == 0
     assert "8 of 8 done: 8 made" in capsys.readouterr().out
     assert len(files(tmp_path)) == 8
     assert main(command(weights, tmp_path, *options)) == 0
     assert "8 of 8 done: 8 found" in capsys.readouterr().out
+    kept = pd.read_csv(tmp_path / "object" / "r2plus1d_narrow" / "manifest.csv")
+    assert set(kept["precision"]) == {"bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -378,6 +381,7 @@ def test_the_command_line_sweeps(tmp_path, weights, capsys):
         (["--dataset", "ucf101-24"], "data: got ''"),
         (["--model", "r2plus1d_narow"], "name: got 'r2plus1d_narow', expected 'r2plus1d_narrow'?"),
         (["--weights", __file__], "weights: got"),
+        (["--precision", "float16"], "precision: got 'float16'"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(tmp_path, weights, options, said, capsys):

@@ -147,7 +147,7 @@ def attribute(
         # a mask takes shape without any gradient of the model; elsewhere a map of zeros tells
         if needs_gradient and (family == "perturbation" or not maps[0].any()):
             check_model(model, clips[:1].to(device), gradient=True)
-    require(bool(torch.isfinite(maps).all()), "model", f"NaN in {method}", "finite attributions")
+    require(checks.finite(maps), "model", f"NaN in {method}", "finite attributions")
     blank = [i for i, values in enumerate(maps) if is_blank(values)]
     if blank:
         warnings.warn(f"{method}: the map of clips {blank} is {BLANK}", stacklevel=2)

@@ -25,7 +25,8 @@ from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
 from stepkit.kernels import by_voxel
-from stepkit.models import check_model, device_of, fitting, frozen, precision_of
+from stepkit.models import check_model, device_of, fitting, frozen
+from stepkit.preparation import precision_of
 from stepkit.removal import Removal, gaussian_blur, read
 
 FULL_RUN = 1200  # iterations of the released code, for which the weights below were set

@@ -1,0 +1,70 @@
+"""Memory kept between passes: no page is asked for twice, and afterwards all is as it was."""
+
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepkit import memory
+from stepkit.models import frozen, load_model
+
+SIZE = 64 << 20  # bytes, twice of what the C library hands back at once
+PAGES = SIZE // resource.getpagesize()
+needs_glibc = pytest.mark.skipif(memory._glibc() is None, reason=f"no glibc on {sys.platform}")
+
+
+def pages_asked_for(rounds: int = 4) -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.empty(SIZE, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def held() -> int:
+    """Bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@needs_glibc
+def test_freed_memory_is_used_again_inside_and_given_back_afterwards():
+    assert pages_asked_for() >= 4 * PAGES * 0.9
+    with memory.kept():
+        torch.empty(SIZE, dtype=torch.uint8).fill_(1)
+        with memory.kept():  # one inside does not end it for the other
+            pass
+        assert pages_asked_for() < PAGES / 2
+        before = held()
+    assert held() < before - 0.9 * SIZE
+
+
+@needs_glibc
+def test_it_is_part_of_every_explanation_and_ends_with_an_error():
+    def interrupted():
+        with frozen(load_model("r2plus1d_narrow", 2)):
+            assert memory._inside == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert memory._inside == 0
+
+
+@needs_glibc
+def test_contexts_of_several_threads_overlap():
+    def work(_):
+        with memory.kept():
+            return memory._inside >= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(200)))
+    assert memory._inside == 0
+
+
+def test_elsewhere_it_does_nothing(monkeypatch):
+    monkeypatch.setattr(memory, "_glibc", lambda: None)
+    with memory.kept():
+        assert memory._inside == 0
