@@ -9,6 +9,7 @@ CPU the same runs with one clip and three iterations, unless told otherwise.
 """
 
 import argparse
+from functools import partial
 
 import torch
 from common import record, row, seconds
@@ -49,19 +50,21 @@ def main():
     gpu = device.type == "cuda"
     raw = sk.load_model(asked.model, num_classes=24).to(device)
     model = sk.prepare(raw, "auto", compiled=asked.compiled)
+
+    def explained(clips, preset, iterations):
+        given = {"iterations": iterations, "areas": AREAS, "batch_size": len(clips)}
+        return sk.step(model, clips, 0, preset, **given)
+
     one = torch.randn(1, 3, asked.frames, asked.size, asked.size, device=device)
-    n = asked.clips or (fitting(model, one, len(AREAS)) if gpu else 1)
+    n = asked.clips or (fitting(lambda: explained(one, "fast", 1), device) if gpu else 1)
     clips, kind = one.repeat(n, 1, 1, 1, 1), precision_of(model)
     case = f"{asked.model}, {n} clips of {asked.frames}x{asked.size}x{asked.size}, 4 areas, {kind}"
-
-    def explain(preset, iterations):
-        options = {"iterations": iterations, "areas": AREAS, "batch_size": n}
-        return lambda: sk.step(model, clips, 0, preset, **options)
 
     rows = []
     for preset, goal in (("default", "<= 2.5" if gpu else ""), ("fast", "")):
         iterations = asked.iterations or (PRESETS[preset].iterations if gpu else 3)
-        taken = seconds({preset: explain(preset, iterations)}, 1)[preset] / n
+        call = partial(explained, clips, preset, iterations)
+        taken = seconds({preset: call}, 1)[preset] / n
         what = f"a clip by {preset}, {iterations} iterations"
         full = iterations == PRESETS[preset].iterations
         rows.append(row(what, case, taken, "s", goal if full else ""))
@@ -71,8 +74,8 @@ def main():
     rows.append(
         row("share of the rate of matrix products", case, share, "", ">= 0.4" if gpu else "")
     )
-    rows += profiled(explain("fast", 3), device)
-    record(f"batch {asked.model}", rows)
+    rows += profiled(partial(explained, clips, "fast", 3), device)
+    record(f"batch {asked.model}", rows, device)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,23 @@ import torch
 
 from stepkit import stats
 from stepkit.files import write_whole
+from stepkit.memory import give_back
 from stepkit.preparation import has_bfloat16
 
+CPU = torch.device("cpu")
 TABLE = Path(__file__).parents[1] / "results" / "benchmarks.csv"
 
 
 def seconds(functions: dict, repeats: int) -> dict[str, np.ndarray]:
     """Return ``repeats`` times of each function, which take turns: all see the same machine.
 
-    The first turn warms up and does not count.
+    The first turn warms up and does not count. Each begins with freed memory given back, so that
+    none inherits what another one left.
     """
     times = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
+            give_back()
             start = time.perf_counter()
             function()
             if torch.cuda.is_available():
@@ -58,31 +62,31 @@ def difference(what: str, case: str, values) -> dict:
     return found | {"goal": "not worse", "reached": "no" if gap["high"] < 0 else "yes"}
 
 
-def machine() -> str:
+def machine(device: torch.device) -> str:
     """Return what the numbers depend on."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         name = torch.cuda.get_device_name()
     else:
         told = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
         names = [line.partition(": ")[2] for line in told.splitlines() if "model name" in line]
         name = names[0] if names else platform.processor() or platform.machine()
-        fast = "with" if has_bfloat16(torch.device("cpu")) else "without"
+        fast = "with" if has_bfloat16(device) else "without"
         name = f"{torch.get_num_threads()} threads of {name}, {fast} bfloat16"
     return f"{name}, torch {torch.__version__}"
 
 
-def record(benchmark: str, rows: list[dict]) -> pd.DataFrame:
+def record(benchmark: str, rows: list[dict], device=CPU) -> pd.DataFrame:
     """Print the rows, and put them into results/benchmarks.csv in place of earlier ones.
 
-    Rows of the same benchmark on another machine stay.
+    Rows of the same benchmark on another machine stay. ``device`` is where the work was done.
     """
     table = pd.DataFrame(rows)
     table.insert(0, "benchmark", benchmark)
-    table["machine"], table["date"] = machine(), datetime.date.today().isoformat()
+    table["machine"], table["date"] = machine(device), datetime.date.today().isoformat()
     print(table.drop(columns=["benchmark", "machine", "date"]).round(4).to_string(index=False))
     if TABLE.is_file():
         known = pd.read_csv(TABLE)
-        same = (known["benchmark"] == benchmark) & (known["machine"] == machine())
+        same = (known["benchmark"] == benchmark) & (known["machine"] == machine(device))
         table = pd.concat([known[~same], table]).sort_values("benchmark", kind="stable")
     TABLE.parent.mkdir(exist_ok=True)
     write_whole(TABLE, lambda partial: table.to_csv(partial, index=False, float_format="%.6g"))

@@ -56,18 +56,21 @@ def quality(table: pd.DataFrame) -> Figure:
     return plot_intervals(table[["mean", "low", "high"]], xlabel=title, zero=True)
 
 
+def newest_first(table: pd.DataFrame) -> list[str]:
+    """Return the machines of some rows."""
+    return list(table.groupby("machine")["date"].max().sort_values(ascending=False).index)
+
+
 def main():
     table = pd.read_csv(TABLE).fillna({"goal": "", "unit": ""})
     table["machine"] = table["machine"].str.replace(r"\+\w+$", "", regex=True)
-    machines = table.groupby("machine")["date"].max().sort_values(ascending=False).index
-    pictures = {}
-    for i, machine in enumerate(machines):
-        rows = table[(table["unit"] == "ratio") & (table["machine"] == machine)]
-        pictures[f"benchmarks{f'_{i + 1}' if i else ''}"] = ratios(rows)
-    compared = (table["benchmark"] == "fast") & (table["unit"] == "difference")
-    compared = table[compared & (table["machine"] == machines[0])]
-    if len(compared):
-        pictures["benchmarks_fast"] = quality(compared)
+    pictures, ratio = {}, table[table["unit"] == "ratio"]
+    for i, machine in enumerate(newest_first(ratio)):
+        of_machine = ratio[ratio["machine"] == machine]
+        pictures[f"benchmarks{f'_{i + 1}' if i else ''}"] = ratios(of_machine)
+    compared = table[(table["benchmark"] == "fast") & (table["unit"] == "difference")]
+    for machine in newest_first(compared)[:1]:
+        pictures["benchmarks_fast"] = quality(compared[compared["machine"] == machine])
     for name, picture in pictures.items():
         for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
             save = partial(picture.savefig, format=kind, metadata=facts)

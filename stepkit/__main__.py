@@ -65,11 +65,8 @@ def _add_sweep(commands) -> None:
     models = "r2plus1d_18 (default), r50l, r2plus1d_narrow, r50l_narrow"
     add("--model", default="r2plus1d_18", help=models)
     add("--weights", required=True, metavar="FILE", help="its weights, .safetensors")
-    add(
-        "--precision",
-        default="auto",
-        help="auto (default: as the hardware is fast), bfloat16, float32",
-    )
+    kinds = "float32 (default), bfloat16, or auto: bfloat16 where the hardware is fast at it"
+    add("--precision", default="float32", help=kinds)
     add("--method", nargs="+", default=["step"], help="ids of stepkit.methods (default: step)")
     add(
         "--set",

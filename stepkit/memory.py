@@ -7,6 +7,7 @@ quarter of the time of R(2+1)D-18 in bfloat16.
 
 import contextlib
 import ctypes
+import os
 import threading
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's malloc.h
@@ -19,8 +20,10 @@ def kept():
     """Keep what is freed inside; at the end it goes back to the system.
 
     Afterwards the C library does as it comes to do by itself in a process that frees large
-    tensors. Without effect where it is not glibc (macOS, Windows, musl), and on a GPU, whose memory
-    PyTorch keeps anyway. Contexts may nest, and overlap in threads.
+    tensors. Without effect where it is not glibc (macOS, Windows, musl), where the environment
+    tells it what to do (``MALLOC_...``, ``GLIBC_TUNABLES``), for pieces of more than 64 MB in
+    another thread than the main one, and on a GPU, whose memory PyTorch keeps anyway. Contexts may
+    nest, and overlap in threads.
     """
     global _inside
     library = _glibc()
@@ -40,11 +43,20 @@ def kept():
             if _inside == 0:
                 for name, value in _FROM_START.items():
                     library.mallopt(name, value)
-                library.malloc_trim(0)
+                give_back()
+
+
+def give_back() -> None:
+    """Give the system back what is freed."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
 
 
 def _glibc():
-    """Return the C library, if it can be told these things."""
+    """Return the C library, if it can be told these things and nobody has."""
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return None
     try:
         library = ctypes.CDLL(None)
         library.mallopt, library.malloc_trim, library.gnu_get_libc_version  # noqa: B018

@@ -6,6 +6,7 @@ probability of class c. Nothing in stepkit asks for more than that.
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -314,11 +315,19 @@ _OURS = (_VideoBlock, _VideoBottleneck, _ImageBlock, _ImageBottleneck)
 _RESIDUAL = {ours.__base__: ours for ours in _OURS}
 
 
-def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
+def is_compiled(model: nn.Module) -> bool:
+    """Tell whether `prepare` compiled the model: then it calls no hooks."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module):
     """Let a model that `prepare` compiled run layer by layer inside, so that hooks are called."""
-    if any(module._compiled_call_impl is not None for module in model.modules()):
-        return torch.compiler.set_stance("force_eager")
-    return contextlib.nullcontext()
+    if not is_compiled(model):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):  # it holds from being made, not from ``with`` on
+        yield
 
 
 @contextlib.contextmanager
@@ -352,22 +361,19 @@ def device_of(model: nn.Module, default) -> torch.device:
     return tensors[0].device if tensors else torch.device(default)
 
 
-def fitting(model: nn.Module, clip: Tensor, views: int, share: float = 0.8) -> int:
-    """Return how many clips fit into a CUDA device at once, each in ``views`` perturbed copies.
+def fitting(work: Callable[[], object], device: torch.device) -> int:
+    """Return how many clips fit into a CUDA device at once, when ``work`` does one.
 
-    The peak of one clip's forward and backward pass, (1, 3, T, H, W), into ``share`` of the memory
-    that is free; the rest is for masks and for what larger batches need beside.
+    Its peak into four fifths of the memory that is free; what larger batches need beside takes the
+    rest.
     """
-    device = clip.device
     free, _ = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_allocated(device)
     free += torch.cuda.memory_reserved(device) - held
     torch.cuda.reset_peak_memory_stats(device)
-    copies = clip.repeat_interleave(views, 0).requires_grad_()
-    with torch.enable_grad(), uncompiled(model):
-        torch.autograd.grad(model(copies).sum(), copies)
+    work()
     taken = torch.cuda.max_memory_allocated(device) - held
-    return max(1, int(share * free / max(1, taken)))
+    return max(1, int(0.8 * free / max(1, taken)))
 
 
 def check_model(model: nn.Module, clips: Tensor, gradient: bool = False) -> int:

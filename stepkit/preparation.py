@@ -73,9 +73,9 @@ def _fill_up(model: nn.Module) -> None:
     """Add channels of zeros inside factorised convolutions, up to full `TILE`s."""
     for block in model.modules():
         if isinstance(block, Conv2Plus1D | R2Plus1dStem):
-            before, after = (layer for layer in block if isinstance(layer, nn.Conv3d))
+            before, norm, _, after = [*block][:4]
             more = -before.out_channels % TILE
-            if more <= before.out_channels / 2:
+            if isinstance(norm, nn.Identity) and more <= before.out_channels / 2:
                 _add_channels(before, after, more)
 
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit.attribution import BLANK, PRESETS, attribute, heatmap, is_blank, step
+from stepkit.attribution import BLANK, PRESETS, heatmap, is_blank, quietly, step
 from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
@@ -193,10 +193,8 @@ def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, T
         }
     else:
         seeds = [clip_seed(seed, clip_id) for clip_id in batch.ids]
-        given = {"batch_size": batch_size, "seed": seeds} | options
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", f".*{BLANK}")  # `run` notes it
-            maps = attribute(method, model, batch.clips, batch.targets, **given)
+        given = {"batch_size": batch_size, "progress": False, "seed": seeds}
+        maps = quietly(method, model, batch.clips, batch.targets, **given, **options)
         named = {"maps": maps}
     return [{name: values[i] for name, values in named.items()} for i in range(len(samples))]
 
@@ -544,12 +542,12 @@ def asked(
     }
 
 
-def ready(name: str, classes: int, weights: str, precision: str = "auto") -> nn.Module:
+def ready(name: str, classes: int, weights: str, precision: str = "float32") -> nn.Module:
     """Return a model as the command line sweeps with it: prepared, on a GPU where there is one.
 
-    ``precision`` is ``"auto"`` (see `stepkit.prepare`), ``"bfloat16"`` or ``"float32"``.
+    ``precision`` is ``"float32"``, or ``"bfloat16"`` or ``"auto"`` as for `stepkit.prepare`.
     """
-    one_of("precision", precision, ("auto", "bfloat16", "float32"))
+    one_of("precision", precision, ("float32", "bfloat16", "auto"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(name, classes, weights=weights).to(device)
     return prepare(model, None if precision == "float32" else precision)

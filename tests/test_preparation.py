@@ -170,6 +170,20 @@ def test_channels_that_are_filled_up_change_nothing(name):
         torch.testing.assert_close(full(x), model(x), rtol=1e-9, atol=1e-12)
 
 
+def test_channels_are_not_filled_up_around_a_normalisation_that_stays():
+    class Twice(nn.Module):  # its normalisations see two inputs, so they are not folded
+        def __init__(self):
+            super().__init__()
+            self.network = load_model("r2plus1d_18", 5)
+
+        def forward(self, x):
+            return self.network(x) + self.network(x.flip(-1))
+
+    model, x = Twice().eval(), clips(1, 4, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(prepare(model, "bfloat16")(x), model(x), rtol=0.1, atol=0.1)
+
+
 def test_all_channels_of_the_paper_s_network_are_full_tiles_in_bfloat16():
     def inner(network):
         layers = network.modules()

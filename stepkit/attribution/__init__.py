@@ -38,7 +38,14 @@ from stepkit.attribution.xrai import xrai
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
-from stepkit.models import check_logits, check_model, device_of, frozen, uncompiled
+from stepkit.models import (
+    check_logits,
+    check_model,
+    device_of,
+    frozen,
+    is_compiled,
+    uncompiled,
+)
 
 __all__ = ["PRESETS", "Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
 
@@ -111,6 +118,24 @@ def attribute(
     >>> attribute("gradient", model, torch.randn(2, 3, 8, 48, 48), [0, 1]).shape
     torch.Size([2, 8, 48, 48])
     """
+    given = {"batch_size": batch_size, "progress": progress, "seed": seed} | options
+    maps = quietly(method, model, clips, targets, **given)
+    blank = [i for i, values in enumerate(maps) if is_blank(values)]
+    if blank:
+        warnings.warn(f"{method}: the map of clips {blank} is {BLANK}", stacklevel=2)
+    return maps
+
+
+def is_blank(values: Tensor) -> bool:
+    """Tell whether a map is constant: no gradient is left of a probability of exactly 0 or 1."""
+    low, high = values.aminmax()
+    return values.numel() > 1 and bool(low == high)
+
+
+def quietly(
+    method: str, model: nn.Module, clips: Tensor, targets, *, batch_size, progress, seed, **options
+) -> Tensor:
+    """Return what `attribute` does, without its warning."""
     one_of("method", method, _METHODS)
     if method == "step":
         found = step(model, clips, targets, batch_size=batch_size, progress=progress, **options)
@@ -131,33 +156,26 @@ def attribute(
     maps = torch.empty(len(clips), *clips.shape[2:], device=clips.device)
     family, needs = _METHODS[method].family, _METHODS[method].needs
     inside = family == "backprop" or "activation" in needs  # of the network, layer by layer
-    layers = uncompiled(model) if inside else contextlib.nullcontext()
     targets = check_targets(targets, len(clips), None, device)
-    with frozen(model), layers:
-        needs_gradient = "gradient" in needs
+    first, needs_gradient = clips[:1].to(device), "gradient" in needs
+    blind = is_compiled(model) and not inside  # compiled models call no hooks
+    with frozen(model), uncompiled(model) if inside else contextlib.nullcontext():
+        if blind or (needs_gradient and family == "perturbation"):  # masks form without a gradient
+            check_targets(targets, len(clips), check_model(model, first, gradient=needs_gradient))
         starts = range(0, len(clips), batch_size)
         bar = functools.partial(tqdm, disable=not progress, leave=False)
         wanted = inspect.signature(run).parameters
-        with _watched(model, method, clips[:1].to(device), targets, needs_gradient):
+        watched = _watched(model, method, first, targets, needs_gradient)
+        with contextlib.nullcontext() if blind else watched:
             for start in bar(starts, desc=method):
                 chunk = slice(start, start + batch_size)
                 given = {"seeds": seeds[chunk], "batch_size": batch_size, "bar": bar}
                 given = {name: value for name, value in given.items() if name in wanted} | options
                 maps[chunk] = run(model, clips[chunk].to(device), targets[chunk], **given).to(maps)
-        # a mask takes shape without any gradient of the model; elsewhere a map of zeros tells
-        if needs_gradient and (family == "perturbation" or not maps[0].any()):
-            check_model(model, clips[:1].to(device), gradient=True)
+        if needs_gradient and not maps[0].any():  # a rare answer: does any gradient arrive?
+            check_model(model, first, gradient=True)
     require(checks.finite(maps), "model", f"NaN in {method}", "finite attributions")
-    blank = [i for i, values in enumerate(maps) if is_blank(values)]
-    if blank:
-        warnings.warn(f"{method}: the map of clips {blank} is {BLANK}", stacklevel=2)
     return maps
-
-
-def is_blank(values: Tensor) -> bool:
-    """Tell whether a map is constant: no gradient is left of a probability of exactly 0 or 1."""
-    low, high = values.aminmax()
-    return bool(low == high)
 
 
 @contextlib.contextmanager
@@ -167,31 +185,26 @@ def _watched(model: nn.Module, method: str, clip: Tensor, targets: Tensor, gradi
     What the model returns is looked at as the method goes. Only where the method fails is the
     model tried by itself, as its fault may be the reason.
     """
-    first, finite = [], []  # on the device: looking at each would wait for it
+    finite = []  # on the device: looking at each would wait for it
 
     def look(_, given, logits):
-        if not first:
-            first.extend([logits.detach(), len(given[0])])
-            if logits.ndim == 2:
-                check_targets(targets, len(targets), logits.shape[1])
-        finite.append(torch.isfinite(logits.detach()).all())
+        with torch._C.DisableTorchFunction():  # LRP's rules are for what the network computes
+            if not finite:
+                check_targets(targets, len(targets), check_logits(logits, len(given[0])))
+            finite.append(torch.isfinite(logits.detach()).all())
 
     def alone():
         check_targets(targets, len(targets), check_model(model, clip, gradient=gradient))
 
-    handle = model.register_forward_hook(look)
     try:
-        yield
+        with model.register_forward_hook(look):
+            yield
     except Exception:
-        handle.remove()
         alone()
         raise
-    finally:
-        handle.remove()
-    if not first:
+    if not finite:
         alone()
         return
-    check_logits(*first)
     finite = bool(torch.stack(finite).all())
     require(finite, "model", f"NaN or infinity in {method}", "finite logits")
 

@@ -6,10 +6,10 @@ costs as much area as one in the middle. The frame's mask is the canvas, cropped
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -136,8 +136,8 @@ class _SmoothMax(torch.autograd.Function):
     """Σ z·exp(20z) / Σ exp(20z) over the cells z = weight·cell that a pixel sees.
 
     Cells (h, w, B) -> (s², bh, bw, B), the pixels of each block. One cell of the neighbourhood at a
-    time: all pairs of pixel and cell are never stored. On a GPU `torch.compile` makes one kernel of
-    each loop; on a processor, in float32, `kernels.smooth_max` does the same.
+    time: all pairs of pixel and cell are never stored. On a GPU `torch.compile` fuses each loop; on
+    a processor, in float32, `kernels.smooth_max` does the same.
     """
 
     @staticmethod
@@ -179,19 +179,33 @@ def _weights(geometry: MaskGeometry, device: torch.device, dtype: torch.dtype) -
 
 
 def _fused(loop: Callable, cells: Tensor) -> Callable:
-    """Return ``loop`` as one kernel, where PyTorch's compiler is at hand and pays."""
+    """Return ``loop`` in one or two kernels, on a GPU where PyTorch's compiler is at hand."""
     return _compiled(loop) if cells.is_cuda and has_triton() else loop
 
 
 @cache
 def _compiled(loop: Callable) -> Callable:
-    return torch.compile(loop, dynamic=False)
+    program = torch.compile(loop, dynamic=False, fullgraph=True)
+
+    def run(*given):
+        nonlocal program
+        try:
+            return program(*given)
+        except Exception as error:  # such as a machine without a C compiler
+            if program is loop:
+                raise
+            warnings.warn(f"STEP goes uncompiled, more slowly: {error}", stacklevel=2)
+            program = loop
+            return loop(*given)
+
+    return run
 
 
 def _smooth_max(grid: Tensor, weights: Tensor, blocks, side: int) -> tuple[Tensor, Tensor]:
     """Padded cells -> the smooth max (s², bh, bw, B) and its Σ exp(20z)."""
     (bh, bw), value, total = blocks, 0.0, 0.0
-    for weight, (i, j) in zip(weights, product(range(side), repeat=2), strict=True):
+    for k in range(side * side):
+        weight, (i, j) = weights[k], divmod(k, side)
         z = weight * grid[i : i + bh, j : j + bw]
         e = torch.exp2(z)
         value, total = value + z * e, total + e
@@ -201,8 +215,8 @@ def _smooth_max(grid: Tensor, weights: Tensor, blocks, side: int) -> tuple[Tenso
 def _smooth_max_back(cells, weights, offset, scaled, side: int) -> Tensor:
     """Gather each cell's gradient (h, w, B) from the padded slopes of the pixels that see it."""
     (h, w, _), gradient = cells.shape, 0.0
-    places = product(range(side - 1, -1, -1), repeat=2)  # the first cell that a block sees is ahead
-    for weight, (i, j) in zip(weights, places, strict=True):
+    for k in range(side * side):
+        weight, (i, j) = weights[k], divmod(side * side - 1 - k, side)  # blocks see cells ahead
         z = weight * cells
         slope = offset[:, i : i + h, j : j + w] + z * scaled[:, i : i + h, j : j + w]
         gradient = gradient + slope * torch.exp2(z) * weight

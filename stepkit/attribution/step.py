@@ -25,7 +25,7 @@ from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
 from stepkit.kernels import by_voxel
-from stepkit.models import check_model, device_of, fitting, frozen
+from stepkit.models import check_model, device_of, fitting, frozen, uncompiled
 from stepkit.preparation import precision_of
 from stepkit.removal import Removal, gaussian_blur, read
 
@@ -294,8 +294,11 @@ def step(
         classes = check_model(model, clips[:1].to(device), gradient=True)
         targets = check_targets(targets, len(clips), classes, clips.device)
         if batch_size is None:
-            views = len(settings.areas) * (2 if settings.variant == "dual" else 1)
-            batch_size = fitting(model, clips[:1].to(device), views) if device.type == "cuda" else 4
+            batch_size = 4
+            if device.type == "cuda":
+                one = clips[:1].to(device), targets[:1].to(device), replace(settings, iterations=1)
+                with uncompiled(model), tqdm(disable=True) as hidden:
+                    batch_size = fitting(lambda: _optimise(model, *one, hidden), device)
         starts = range(0, len(clips), batch_size)
         bar = tqdm(
             total=len(starts) * settings.iterations, desc="STEP", disable=not progress, leave=False
