@@ -12,12 +12,13 @@ import threading
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 _FROM_START = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+WORTH_GIVING = 256 << 20  # bytes; it takes milliseconds, as long as a small network's pass
 _lock, _inside = threading.Lock(), 0
 
 
 @contextlib.contextmanager
 def kept():
-    """Keep what is freed inside; at the end it goes back to the system.
+    """Keep what is freed inside; at the end it goes back to the system, if it is much.
 
     Afterwards the C library does as it comes to do by itself in a process that frees large
     tensors. Without effect where it is not glibc (macOS, Windows, musl), where the environment
@@ -43,7 +44,24 @@ def kept():
             if _inside == 0:
                 for name, value in _FROM_START.items():
                     library.mallopt(name, value)
-                give_back()
+                if _freed(library) > WORTH_GIVING:
+                    give_back()
+
+
+class _Info(ctypes.Structure):
+    """glibc's struct mallinfo2; the one but last says how many bytes are free."""
+
+    _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]
+
+
+def _freed(library) -> int:
+    """Return how many bytes are free and still held, of the main thread's."""
+    try:
+        ask = library.mallinfo2
+    except AttributeError:  # before glibc 2.33
+        return WORTH_GIVING + 1
+    ask.restype = _Info
+    return ask().field_8
 
 
 def give_back() -> None:
