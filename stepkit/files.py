@@ -1,5 +1,6 @@
 """Files that are whole or absent, and hashes that say what they were made of."""
 
+import errno
 import hashlib
 import uuid
 from collections.abc import Callable
@@ -36,12 +37,22 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def write_tensors(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to a ``.safetensors`` file, whole, with ``key``, the hash of what made them."""
+    """Write tensors to a ``.safetensors`` file, whole, with ``key``, the hash of what made them.
+
+    Raises
+    ------
+    OSError
+        The disk is full, or does not work.
+    """
     tensors = {name: tensors[name].cpu().contiguous() for name in sorted(tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
     # one entry: safetensors writes several in any order, and then no two files are alike
     facts = {"key": f"{key} {fingerprint(*tensors.values())}"}
-    write_whole(path, lambda partial: save_file(tensors, partial, facts))
+    try:
+        write_whole(path, lambda partial: save_file(tensors, partial, facts))
+    except SafetensorError as error:  # its kind of OSError, which tells the number in words
+        number = errno.ENOSPC if f"os error {errno.ENOSPC})" in str(error) else errno.EIO
+        raise OSError(number, str(error), str(path)) from error
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor] | None:

@@ -8,6 +8,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import stepkit as sk
 from stepkit import files as whole_files
@@ -270,7 +271,8 @@ def test_a_full_disk_stops_the_sweep_and_harms_nothing(tmp_path, looped, monkeyp
     def fills(tensors, path, metadata):
         if len(written) == 3:
             path.write_bytes(b"half")
-            raise OSError(28, "No space left on device", str(path))
+            full = "Error while serializing: I/O error: No space left on device (os error 28)"
+            raise SafetensorError(full)  # as it comes from a disk that is full
         written.append(path)
         real(tensors, path, metadata)
 
