@@ -125,14 +125,14 @@ def find_notebooks(root: Path) -> dict[str, Path]:
 
 def read_profile(root: Path, name: str) -> Profile:
     """Read ``params/<name>.yaml``; ``quick`` has no file, its values stand in the notebooks."""
-    import yaml
+    from stepkit.files import read_yaml
 
     if name == QUICK:
         return Profile(name, about="up to 10 minutes on two CPU cores")
     files = {path.stem: path for path in sorted(root.glob("params/*.yaml"))}
     if name not in files:
         raise ValueError(f"--profile: got {name!r}, expected one of {', '.join([QUICK, *files])}")
-    content = yaml.safe_load(files[name].read_text("utf-8")) or {}
+    content = read_yaml(f"params/{name}.yaml", files[name].read_text("utf-8")) or {}
     if not isinstance(content, dict):
         raise ValueError(f"params/{name}.yaml: got {type(content).__name__}, expected a mapping")
     about, defaults = content.pop("about", ""), content.pop("defaults", None) or {}
@@ -215,14 +215,14 @@ def _choose(available: dict[str, Path], only) -> list[str]:
 
 
 def _settings(pairs) -> dict:
-    import yaml
+    from stepkit.files import read_yaml
 
     given = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set: got {pair!r}, expected key=value")
-        given[key.strip()] = yaml.safe_load(value)
+        given[key.strip()] = read_yaml(f"--set {key}", value)
     return given
 
 

@@ -39,7 +39,14 @@ from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
 from stepkit.data import collate, load_dataset
-from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
+from stepkit.files import (
+    fingerprint,
+    is_damaged,
+    read_tensors,
+    read_yaml,
+    write_tensors,
+    write_whole,
+)
 from stepkit.models import load_model
 from stepkit.preparation import precision_of, prepare
 
@@ -515,12 +522,10 @@ def asked(
     *, dataset, data, split, frames, size, n, model, weights, precision, method, settings, **others
 ) -> dict:
     """Turn what the command line says into arguments of `run`, checked before anything runs."""
-    import yaml
-
     known = methods_table()["options"].str.split(", ")
     options, used = {}, set()
     pairs = [setting.partition("=") for setting in settings]
-    given = {key: yaml.safe_load(value) for key, _, value in pairs}
+    given = {key: read_yaml(f"--set {key}", value) for key, _, value in pairs}
     for name in method:
         one_of("method", name, known.index)
         options[name] = {key: value for key, value in given.items() if key in known[name]}

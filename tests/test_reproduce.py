@@ -135,6 +135,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(root, arguments, me
         ('"01": {depth: 1}', "no parameter 'depth'"),
         ("default: {seed: 1}", "got default, expected about, defaults"),
         ("- seed", "expected a mapping"),
+        ("seed: !!python/object/apply:os.getcwd []", "wrong.yaml: expected YAML of plain values"),
         ("data_required: true", "reads videos of yours"),
     ],
 )

@@ -377,6 +377,10 @@ def test_the_command_line_sweeps(tmp_path, weights, capsys):
     ("options", "said"),
     [
         (["--method", "magic"], "method: got 'magic'"),
+        (
+            ["--set", "preset=!!python/name:os.getcwd"],
+            "--set preset: expected YAML of plain values",
+        ),
         (["--set", "samples=2"], "--set: got samples, expected an option of step"),
         (["--weights", "nowhere"], "--weights: got nowhere, expected a file"),
         (["--executor", "fork"], "executor: got 'fork'"),
