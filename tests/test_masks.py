@@ -122,6 +122,7 @@ def test_gradcheck_of_spread():
     assert torch.autograd.gradcheck(geometry.spread, seeds.requires_grad_(True))
 
 
+@pytest.mark.filterwarnings("error:STEP goes uncompiled")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_as_for_a_gpu_the_smooth_max_is_the_same(monkeypatch):
     geometry = MaskGeometry(12, 10, 3, 2)
@@ -134,6 +135,17 @@ def test_compiled_as_for_a_gpu_the_smooth_max_is_the_same(monkeypatch):
     found = geometry.spread(seeds), gradient(geometry.spread, seeds)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert compiled == [masks._smooth_max] * 2 + [masks._smooth_max_back]
+
+
+def test_where_nothing_compiles_the_smooth_max_says_so_and_goes_on(monkeypatch):
+    def fails(*given):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda loop, **how: fails)
+    run = masks._compiled.__wrapped__(lambda value: value + 1)
+    with pytest.warns(UserWarning, match="STEP goes uncompiled, more slowly: no compiler"):
+        assert run(1) == 2
+    assert run(2) == 3
 
 
 def test_spread_of_zeros_is_zero():

@@ -192,7 +192,7 @@ def _compiled(loop: Callable) -> Callable:
         try:
             return program(*given)
         except Exception as error:  # such as a machine without a C compiler
-            if program is loop:
+            if program is loop or isinstance(error, torch.OutOfMemoryError):
                 raise
             warnings.warn(f"STEP goes uncompiled, more slowly: {error}", stacklevel=2)
             program = loop
