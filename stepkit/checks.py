@@ -18,7 +18,7 @@ def require(condition: bool, argument: str, given: object, expected: str) -> Non
 def one_of(argument: str, given: object, choices) -> None:
     """Raise ``ValueError`` that lists ``choices``, a near one first, unless ``given`` is one."""
     choices = list(choices)
-    near = difflib.get_close_matches(str(given), map(str, choices), 1)
+    near = difflib.get_close_matches(str(given), map(str, choices), 1, 0.75)
     meant = f"{near[0]!r}? It is " if near else ""
     listed = ", ".join(map(repr, choices))
     require(given in choices, argument, repr(given), f"{meant}one of {listed}")

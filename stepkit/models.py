@@ -436,9 +436,9 @@ def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     name = _usual_layer(model) if name is None else name
     given = "no name, and no default for this model" if name is None else repr(name)[:80]
     convolutions = [key for key, layer in layers.items() if isinstance(layer, _CONVOLUTIONS)]
-    usual = f"the last convolution, layer={convolutions[-1]!r}, " if convolutions else ""
+    usual = f"layer={convolutions[-1]!r}, the last convolution, or " if convolutions else ""
     known = isinstance(name, str) and name in layers
-    require(known, "layer", given, f"{usual}or another name of {', '.join(layers)}")
+    require(known, "layer", given, f"{usual}one of {', '.join(layers)}")
     return layers[name]
 
 

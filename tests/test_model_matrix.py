@@ -110,7 +110,8 @@ def options_of(method, name):
 
 def refusal(method, name):
     if name == "plain" and "layer" in methods().options[method].split(", "):
-        return "layer: got no name, and no default for this model, expected one of conv, fc"
+        told = "layer: got no name, and no default for this model, expected layer='conv', "
+        return told + "the last convolution, or one of conv, fc"
     return REFUSED.get((method, name))
 
 
