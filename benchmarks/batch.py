@@ -18,8 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import stepkit as sk
 from stepkit.attribution import PRESETS
-from stepkit.models import fitting
-from stepkit.preparation import precision_of
+from stepkit.models import fitting, precision_of
 
 TOP = 10  # of the profile
 

@@ -21,7 +21,7 @@ from common import difference, record, row
 import stepkit as sk
 from stepkit.attribution import PRESETS
 from stepkit.experiment import Experiment
-from stepkit.preparation import precision_of
+from stepkit.models import precision_of
 
 SLOW, FAST, FIFTH = "step@default", "step@fast", "step@fifth"
 VARIANTS = {

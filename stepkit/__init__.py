@@ -11,7 +11,8 @@ from importlib.metadata import version
 # (`stepkit.kernels`) want next: let them sleep. Without effect where torch was imported before.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from stepkit import data, metrics, models, plots, removal, stats, sweep, training, viz
+from stepkit import data, metrics, models, plots, removal, scores, stats, sweep, training, viz
+from stepkit.adapt import wrap
 from stepkit.attribution import attribute, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import load_dataset
@@ -40,12 +41,14 @@ __all__ = [
     "reliability",
     "removal",
     "save_video",
+    "scores",
     "show",
     "stats",
     "step",
     "sweep",
     "training",
     "viz",
+    "wrap",
 ]
 
 

@@ -4,6 +4,8 @@ Lowest floor of the library: imports nothing of it.
 """
 
 import difflib
+import sys
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,14 @@ def require(condition: bool, argument: str, given: object, expected: str) -> Non
     """Raise ``ValueError("argument: got <given>, expected <expected>")`` unless ``condition``."""
     if not condition:
         raise ValueError(f"{argument}: got {given}, expected {expected}")
+
+
+def warn(message: str) -> None:
+    """Warn whoever called stepkit, at the line of the call."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("stepkit"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level - 1)
 
 
 def one_of(argument: str, given: object, choices) -> None:
@@ -69,10 +79,10 @@ def model(given: object) -> nn.Module:
     return given
 
 
-def targets(given: object, n: int, classes: int | None, device=None) -> Tensor:
-    """Return the target classes as int64 (N,); a single one stands for every clip.
+def targets(given: object, n: int, device=None) -> Tensor:
+    """Return the targets as int64 (N,); a single one stands for every clip.
 
-    ``classes`` is their number; None: not known yet.
+    Whether a network has that many classes is for `stepkit.scores` to say.
     """
     try:
         given = torch.as_tensor(given, device=device)
@@ -82,8 +92,6 @@ def targets(given: object, n: int, classes: int | None, device=None) -> Tensor:
     if given.dtype.is_floating_point or given.dtype in (torch.bool, torch.complex64):
         raise TypeError(f"targets: got dtype {given.dtype}, expected integers")
     require(tuple(given.shape) == (n,), "targets", f"shape {tuple(given.shape)}", f"({n},)")
-    if classes is not None:
-        low, high = int(given.min()), int(given.max())
-        fits = low >= 0 and high < classes
-        require(fits, "targets", f"{low}..{high}", f"classes 0..{classes - 1}")
-    return given.long()
+    low = int(given.min())
+    require(low >= 0, "targets", low, "class indices, which begin at 0")
+    return given.long().clone()  # it may have been made under inference_mode

@@ -21,8 +21,9 @@ from stepkit.attribution import methods as methods_table
 from stepkit.checks import require
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
-from stepkit.models import device_of, load_model, probability
+from stepkit.models import device_of, load_model
 from stepkit.preparation import prepare
+from stepkit.scores import probability
 from stepkit.training import QUICK, Recipe, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]

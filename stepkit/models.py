@@ -4,8 +4,10 @@ A model is any ``nn.Module`` that maps clips (N, 3, T, H, W) to logits (N, K); Î
 probability of class c. Nothing in stepkit asks for more than that.
 """
 
+import collections
 import contextlib
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.nn import functional as F
 from torchvision.models import resnet
 from torchvision.models.video import (
@@ -25,8 +28,10 @@ from torchvision.models.video import (
 )
 from torchvision.models.video import resnet as video_resnet
 
-from stepkit.checks import one_of, require
+from stepkit.adapt import Wrapped
+from stepkit.checks import one_of, require, warn
 from stepkit.memory import kept
+from stepkit.scores import PROBABILITY, Score
 
 
 def load_model(
@@ -336,6 +341,7 @@ def frozen(model: nn.Module):
 
     Holds also when the body raises or is interrupted. An ``nn.LSTM`` and its kin cannot be
     differentiated by cuDNN in evaluation mode, so cuDNN is not used for models that contain one.
+    A ``torch.inference_mode`` around the call, which knows no gradients, is left for its length.
     Memory that is freed inside is kept at hand, see `stepkit.memory`.
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -346,7 +352,12 @@ def frozen(model: nn.Module):
         for parameter, _ in learning:
             parameter.requires_grad_(False)
         cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-        with cudnn, kept():
+        with contextlib.ExitStack() as inside:
+            if torch.is_inference_mode_enabled():
+                inside.enter_context(torch.inference_mode(False))
+                inside.enter_context(torch.no_grad())  # as outside
+            inside.enter_context(cudnn)
+            inside.enter_context(kept())
             yield model
     finally:
         for module, training in modes:
@@ -376,73 +387,172 @@ def fitting(work: Callable[[], object], device: torch.device) -> int:
     return max(1, int(0.8 * free / max(1, taken)))
 
 
-def check_model(model: nn.Module, clips: Tensor, gradient: bool = False) -> int:
-    """Try the model on a few clips and return K, its number of classes.
+def called(model: nn.Module, clips: Tensor) -> object:
+    """Return what the model makes of clips; an error of its own becomes one that says what to do.
 
     Raises
     ------
     ValueError
-        The output is no (N, K) tensor; holds NaN; its rows are probabilities already (softmax
-        would be applied twice, and every attribution would be wrong in silence). With
-        ``gradient=True`` also: no gradient reaches the clips, as behind a ``torch.no_grad``.
+        Whatever the model raised, but for a lack of memory.
+    """
+    try:
+        return model(clips)
+    except Exception as error:
+        if "memory" in str(error):  # torch.OutOfMemoryError, and its kin of the CPU
+            raise
+        told = " ".join(str(error).split())[:300]
+        given = f"{type(error).__name__} ({told}) for clips {tuple(clips.shape)}, {clips.dtype}"
+        expected = "a network that takes them; sk.wrap adapts layout, precision and pathways"
+        raise ValueError(f"model: got {given}, expected {expected}") from error
+
+
+def check_model(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    score: Score = PROBABILITY,
+    gradient: bool = False,
+) -> Tensor:
+    """Try the model on the first clips and return their score (n,).
+
+    ``targets`` (N,) may be those of more clips, which are still to come.
+
+    Raises
+    ------
+    ValueError
+        The model fails; the score cannot be read off its output, see `stepkit.scores`; NaN; it
+        writes into the clips that it is given. With ``gradient=True`` also: no gradient reaches the
+        clips, as behind a ``torch.no_grad``.
     """
     with torch.set_grad_enabled(gradient), uncompiled(model):  # once is not worth compiling for
-        clips = clips.detach().requires_grad_(gradient)
-        logits = model(clips)
-    check_logits(logits, len(clips))
-    require(bool(torch.isfinite(logits).all()), "model", "NaN or infinity", "finite logits")
-    if gradient:
+        leaf = clips.detach().clone().requires_grad_(gradient)
+        given = leaf * 1  # in-place work on a leaf would be an error of torch's
+        output = called(model, given)
+        remedy = "a forward that leaves it alone, or sk.wrap(model), which hands it a copy"
+        require(torch.equal(given, clips), "model", "a forward that writes into its input", remedy)
+        mine = targets[: len(clips)]
+        score.tried(output, mine, targets.max())
+        found = score(output, mine).detach()
+        finite = bool(torch.isfinite(found).all())
+        require(finite, "model", f"NaN or infinity in its {score.name}", "finite outputs")
+        if gradient:
+            _check_gradient(leaf, output, score.logit(output, mine))
+        return found
+
+
+def _check_gradient(leaf: Tensor, output: object, logit: Tensor) -> None:
+    if isinstance(output, Tensor) and output.ndim == 2:
         # weights break the symmetry of a classifier whose logits sum to a constant
-        weighted = (logits * torch.arange(1, 1 + logits.shape[1]).to(logits)).sum()
-        slope = (
-            torch.autograd.grad(weighted, clips, allow_unused=True)[0]
-            if logits.requires_grad
-            else None
+        logit = output * torch.arange(1, 1 + output.shape[1]).to(output)
+    try:
+        wanted = logit.sum(), leaf
+        slope = torch.autograd.grad(*wanted, allow_unused=True) if logit.requires_grad else ()
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:200]
+        given = f"{type(error).__name__} ({told}) on the way back"
+        raise ValueError(
+            f"model: got {given}, expected one that autograd can go through"
+        ) from error
+    reaches = any(part is not None and bool((part != 0).any()) for part in slope)
+    expected = "a model that is differentiable with respect to the clips"
+    require(reaches, "model", "no gradient at the clips", expected)
+
+
+_met = weakref.WeakSet()  # models that `meet` has looked at
+
+
+def meet(model: nn.Module, clip: Tensor, target: Tensor, score: Score = PROBABILITY) -> None:
+    """Look at a model that has not been seen before: what would be wrong in silence.
+
+    One clip (1, 3, T, H, W), then the same beside another one: dropout or batch statistics left on,
+    or any chance, give another score the second time, and draw a warning. Raises as `check_model`.
+    """
+    if model in _met:
+        return
+    first = target[:1]
+    once = check_model(model, clip, target, score)[0]
+    with torch.no_grad(), uncompiled(model):
+        try:
+            beside = called(model, torch.cat([clip, -10 * clip]))
+            again = score(beside, first.repeat(2))[0]
+            score.doubt(beside)
+        except ValueError:  # a network that takes one clip at a time
+            again = score(called(model, clip.clone()), first)[0]
+    if (once - again).abs() > REPEATS[precision_of(model)] * max(once.abs(), again.abs()):
+        warn(
+            f"model: its {score.name} of one clip is {once:.4g}, and {again:.4g} when asked again "
+            "beside another clip. Is dropout on, or batch statistics? Maps will differ from call "
+            "to call, and with batch_size."
         )
-        reaches = slope is not None and bool((slope != 0).any())
-        expected = "a model that is differentiable with respect to the clips"
-        require(reaches, "model", "no gradient at the clips", expected)
-    return logits.shape[1]
+    _met.add(model)
 
 
-def check_logits(logits: object, n: int) -> int:
-    """Return K of what a model returned for ``n`` clips, or raise as `check_model` does."""
-    given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    shaped = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == n
-    require(shaped, "model", f"output {given} for {n} clips", "logits (N, K)")
-    values = logits.detach()
-    sums = values.sum(1)
-    simplex = values.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
-    several = logits.shape[1] > 1
-    require(not (simplex and several), "model", "probabilities (rows sum to 1)", "logits")
-    return logits.shape[1]
+# what rounding may change when a clip is seen again in another batch, relative to its score
+REPEATS = collections.defaultdict(lambda: 0.1, float64=1e-3, float32=1e-3)
+
+
+def precision_of(model: nn.Module, default: torch.dtype = torch.float32) -> str:
+    """Return in what a model computes, such as "float32": the type of its first parameter."""
+    first = next(model.parameters(), None)
+    return str(default if first is None else first.dtype).removeprefix("torch.")
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """Return the network that `stepkit.wrap` or ``torch.compile`` holds, whose layers have names.
+
+    Raises
+    ------
+    ValueError
+        It is compiled by TorchScript, whose layers nobody can look at or change.
+    """
+    while isinstance(model, Wrapped | OptimizedModule):
+        model = model.model if isinstance(model, Wrapped) else model._orig_mod
+    expected = "the Python module, or a method that does not look at layers (gradient, step, ...)"
+    require(not isinstance(model, torch.jit.ScriptModule), "model", "TorchScript", expected)
+    return model
 
 
 def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     """Return the layer that activation methods look at.
 
-    ``name`` as in ``model.named_modules()``. By default the attribute ``cam_layer`` of models that
-    carry one, and for torchvision's video models the last layer where space is left and that the
-    classifier listens to: the last stage of a ResNet and of S3D, the last normalisation of a Swin
-    transformer, the last block but one of an MViT (of the last, only the class token is read). For
-    any other model it has to be named: which of its layers comes last, no list of layers tells.
+    ``name`` as in ``model.named_modules()``, of the network itself where it is wrapped or compiled.
+    By default the attribute ``cam_layer`` of models that carry one, and for torchvision's video
+    models the last layer where space is left and that the classifier listens to: the last stage of
+    a ResNet and of S3D, the last normalisation of a Swin transformer, the last block but one of an
+    MViT (of the last, only the class token is read). For any other model it has to be named: which
+    of its layers comes last, no list of layers tells.
 
     Raises
     ------
     ValueError
         No such layer, or none known for this model; lists those that there are.
     """
+    model = inside(model)
     layers = {key: layer for key, layer in model.named_modules() if key}
     name = _usual_layer(model) if name is None else name
     given = "no name, and no default for this model" if name is None else repr(name)[:80]
-    convolutions = [key for key, layer in layers.items() if isinstance(layer, _CONVOLUTIONS)]
-    usual = f"layer={convolutions[-1]!r}, the last convolution, or " if convolutions else ""
+    late = _late_layer(layers)
+    usual = f"layer={late!r}, or " if late else ""
     known = isinstance(name, str) and name in layers
     require(known, "layer", given, f"{usual}one of {', '.join(layers)}")
     return layers[name]
 
 
-_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+def _late_layer(layers: dict[str, nn.Module]) -> str | None:
+    """Return the layer that is worth a try: the last block but one of a transformer (of the last,
+    often only the class token is read), the last convolution of any other network.
+    """
+    kinds = {type(layer).__name__.lower() for layer in layers.values()}
+    lists = [
+        (len(layer), name)
+        for name, layer in layers.items()
+        if isinstance(layer, nn.ModuleList | nn.Sequential) and len({*map(type, layer)}) == 1
+    ]
+    if lists and max(lists)[0] > 1 and any("attention" in kind for kind in kinds):
+        length, name = max(lists)
+        return f"{name}.{length - 2}"
+    convolutions = [k for k, layer in layers.items() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
+    return convolutions[-1] if convolutions else None
 
 
 def _usual_layer(model: nn.Module) -> str | None:
@@ -458,8 +568,3 @@ def _usual_layer(model: nn.Module) -> str | None:
     else:
         usual = None
     return getattr(model, "cam_layer", usual)
-
-
-def probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return Î¦_c, the softmax probability (N,) of each row's target."""
-    return logits.softmax(1).gather(1, targets[:, None])[:, 0]

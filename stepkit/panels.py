@@ -66,7 +66,7 @@ def probabilities(model: nn.Module, clip: Tensor) -> Tensor:
     """Return the softmax probabilities (K,) of one clip (3, T, H, W), on the CPU."""
     clips = clip[None].to(device_of(model, clip.device))
     with frozen(model), torch.no_grad():
-        check_model(model, clips)
+        check_model(model, clips, torch.zeros(1, dtype=torch.long, device=clips.device))
         return model(clips).softmax(1)[0].float().cpu()
 
 

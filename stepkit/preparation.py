@@ -109,12 +109,6 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def precision_of(model: nn.Module, default: torch.dtype = torch.float32) -> str:
-    """Return in what a model computes, such as "float32": the type of its first parameter."""
-    first = next(model.parameters(), None)
-    return str(default if first is None else first.dtype).removeprefix("torch.")
-
-
 def _foldable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the names of convolutions and of the normalisations that alone see their outputs."""
     try:

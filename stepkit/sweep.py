@@ -47,8 +47,8 @@ from stepkit.files import (
     write_tensors,
     write_whole,
 )
-from stepkit.models import load_model
-from stepkit.preparation import precision_of, prepare
+from stepkit.models import load_model, precision_of
+from stepkit.preparation import prepare
 
 TOGETHER = 8  # clips in memory at once
 CHUNK = 16  # perturbed copies of one clip that go through the network together
@@ -196,6 +196,8 @@ def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, T
             "maps": heatmap(found.masks),
             "masks": found.masks,
             "probabilities": found.probabilities,
+            "clip_probability": found.clip_probability,
+            "random_probabilities": found.random_probabilities,
             "visible_share": found.visible_share,
         }
     else:

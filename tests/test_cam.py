@@ -13,7 +13,8 @@ from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from stepkit import attribute, load_model
-from stepkit.attribution.cam import captured, in_time, upsample
+from stepkit.attribution.cam import upsample
+from stepkit.attribution.cells import in_time, watched
 from stepkit.models import find_layer
 
 FAMILY = ("cam", "grad_cam", "grad_cam_pp", "score_cam")
@@ -186,8 +187,9 @@ def test_up_sampling_equals_its_literal_twin():
 def test_where_cam_applies_grad_cam_is_its_positive_part(model):
     # ∂logit/∂A is then w over the number of cells, everywhere
     x = clips()
-    with captured(find_layer(model)) as kept, torch.no_grad():
+    with watched(model, len(x)) as seen, torch.no_grad():
         model(x)
+    kept = seen.kept
     count = kept[0][0, 0].numel()
     cells = torch.einsum("nk,nkthw->nthw", model.fc.weight[[0, 2]].detach(), kept[0])
     assert (cells > 0).any()
@@ -353,8 +355,9 @@ def test_the_last_block_of_an_mvit_is_refused_for_only_its_class_token_is_read()
 def test_swin_is_looked_at_with_its_channels_last(method):
     torch.manual_seed(0)
     model, x = small_swin(), clips(2, 4, 32, 40)
-    with captured(model.norm) as kept, torch.no_grad():
+    with watched(model, len(x), "norm") as seen, torch.no_grad():
         model(x)
+    kept = seen.kept
     assert kept[0].shape == (2, 2, 4, 5, 32)
     found = attribute(method, model, x, 1)
     if method == "cam":
@@ -377,8 +380,9 @@ def s3d(pool):
 
 def test_cam_finds_a_classifier_that_is_a_convolution():
     model, x = s3d((2, 2, 2)), clips(1, 16, 64, 64)
-    with captured(find_layer(model)) as kept, torch.no_grad():
+    with watched(model, len(x)) as seen, torch.no_grad():
         model(x)
+    kept = seen.kept
     weight = model.classifier[1].weight.flatten(1).detach()
     expected = upsample(torch.einsum("k,nkthw->nthw", weight[2], kept[0]), x.shape[2:])
     torch.testing.assert_close(attribute("cam", model, x, 2), expected, rtol=1e-3, atol=1e-9)
@@ -434,7 +438,7 @@ def test_a_layer_that_cannot_be_used_is_refused():
     for method in ("grad_cam", "grad_cam_pp"):
         with pytest.raises(ValueError, match="layer: got one that did not run"):
             attribute(method, Idle(), clips(), 0, layer="idle")
-        with pytest.raises(ValueError, match="layer: got one that the logits do not depend on"):
+        with pytest.raises(ValueError, match="layer: got one that the score does not depend on"):
             attribute(method, Idle(), clips(), 0, layer="aside")
     with pytest.raises(ValueError, match=r"layer: got 'nowhere', .*one of .*first, second.*fc"):
         attribute("score_cam", Idle(), clips(), 0, layer="nowhere")
@@ -464,7 +468,8 @@ def test_score_cam_keeps_to_its_batch_size_and_skips_constant_channels():
 
     attribute("score_cam", Counts(), clips(3), 0, batch_size=2)
     assert max(sizes) == 2
-    assert sum(sizes) == 3 + 3 * 5  # the activations, five channels a clip
+    tried = 3  # one clip, and it beside another
+    assert sum(sizes) == tried + 3 + 3 * 5  # the activations, five channels a clip
     model = Net()
     nn.init.zeros_(model.second.weight)  # every channel is constant: nothing to say
     assert attribute("score_cam", model, clips(), 0).abs().max() == 0
@@ -486,7 +491,7 @@ class Fails(Net):
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("method", FAMILY)
 def test_the_model_is_as_it_was(method, error):
-    model = Fails(2 if error else math.inf, error)
+    model = Fails(4 if error else math.inf, error)  # the model has been tried in three passes
     before = state_of(model)
     if error:
         with pytest.raises(error):

@@ -16,7 +16,6 @@ from stepkit.models import (
     frozen,
     load_model,
     out_of_place,
-    probability,
 )
 from stepkit.training import save_model
 
@@ -192,15 +191,10 @@ def test_find_layer_knows_the_families_and_lists_layers_otherwise():
         find_layer(Watched())
 
 
-def test_probability_is_the_softmax_of_the_target():
-    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0]])
-    found = probability(logits, torch.tensor([1, 2]))
-    expected = torch.tensor([2.0]).exp() / logits[0].exp().sum()
-    torch.testing.assert_close(found, torch.cat([expected, torch.tensor([1 / 3])]))
-
-
-def test_check_model_counts_classes():
-    assert check_model(load_model("r2plus1d_narrow", 9), clips(1), gradient=True) == 9
+def test_check_model_returns_the_score():
+    model, x, target = load_model("r2plus1d_narrow", 9), clips(1), torch.tensor([8])
+    found = check_model(model, x, target, gradient=True)
+    torch.testing.assert_close(found, model(x).softmax(1)[:, 8].detach())
 
 
 @pytest.mark.parametrize(("free", "fits"), [(1 << 30, 8), (100 << 20, 1), (10 << 20, 1)])

@@ -12,8 +12,8 @@ from torchvision.models.video import mvit_v2_s, s3d, swin3d_t
 import stepkit as sk
 from stepkit import preparation
 from stepkit.attribution.cost import counted
-from stepkit.models import find_layer, load_model
-from stepkit.preparation import TILE, precision_of, prepare
+from stepkit.models import find_layer, load_model, precision_of
+from stepkit.preparation import TILE, prepare
 
 
 def with_statistics(model):

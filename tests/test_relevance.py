@@ -20,6 +20,7 @@ from stepkit.models import (
     load_model,
     out_of_place,
 )
+from stepkit.scores import PROBABILITY
 
 GAMMAS = (0, 0.25, math.inf)
 
@@ -285,7 +286,8 @@ def test_through_time_by_hand(variant, excitatory):
             with rules, torch.enable_grad():
                 out = model(given)
             hook.remove()
-            found = relevance(rules.score(out, torch.tensor([target])), kept["y"], "layer")
+            score = rules.score(out, torch.tensor([target]), PROBABILITY)
+            (found,) = relevance(score, [kept["y"]], "layer")
     torch.testing.assert_close(found, expected)
     assert expected.abs().amax(tuple(range(1, expected.ndim))).min() > 0  # every step has a part
 

@@ -216,9 +216,12 @@ def result(probabilities, areas, variant="preservation"):
         masks=marks[:, :, None, None, None].expand(N, A, *SIZE).clone(),
         areas=areas,
         probabilities=probabilities,
+        clip_probability=torch.ones(N),
+        random_probabilities=torch.zeros(N, A),
         visible_share=torch.zeros(N, A),
         history=pd.DataFrame(),
         settings=Settings(areas=areas, variant=variant),
+        score=PROBABILITY,
         interrupted=False,
         precision="float32",
         device="cpu",
@@ -473,8 +476,8 @@ def test_options_replace_those_of_the_preset():
 
 
 def test_interrupt_returns_the_masks_reached():
-    # calls: one to check the model, then one per iteration
-    model = Fails(5, KeyboardInterrupt()).train()
+    # calls: three to try the model, then one per iteration
+    model = Fails(7, KeyboardInterrupt()).train()
     found = step(model, noise(), [0, 1], **{**QUICK, "iterations": 50})
     assert found.interrupted
     assert found.history["iteration"].max() == 2  # 0, 1, 2 were finished
@@ -486,18 +489,18 @@ def test_interrupt_returns_the_masks_reached():
 
 
 def test_interrupt_at_the_first_iteration_returns_masks():
-    found = step(Fails(2, KeyboardInterrupt()), noise(), 0, **QUICK)
+    found = step(Fails(4, KeyboardInterrupt()), noise(), 0, **QUICK)
     assert found.interrupted
     assert len(found.history) == 0
     assert found.masks.shape == (2, 2, *SIZE)
 
 
 def test_interrupt_of_one_batch_ends_them_all():
-    model = Fails(4, KeyboardInterrupt())
+    model = Fails(6, KeyboardInterrupt())
     found = step(model, noise(4), 0, batch_size=2, **{**QUICK, "iterations": 20})
     assert found.interrupted
     assert set(found.history["clip"]) == {0, 1}
-    assert model.calls <= 4 + 2  # at most one more look at the masks of each batch
+    assert model.calls <= 6 + 4  # at most one more look at the masks and clips of each batch
 
 
 def test_a_callback_sees_each_iteration_and_can_end_it():

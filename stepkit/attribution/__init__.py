@@ -3,14 +3,16 @@
 import contextlib
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 from tqdm.auto import tqdm
 
 from stepkit import checks
@@ -38,14 +40,9 @@ from stepkit.attribution.xrai import xrai
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
 from stepkit.checks import targets as check_targets
-from stepkit.models import (
-    check_logits,
-    check_model,
-    device_of,
-    frozen,
-    is_compiled,
-    uncompiled,
-)
+from stepkit.models import check_model, device_of, frozen, inside, meet, uncompiled
+from stepkit.scores import PROBABILITY, Read, Score
+from stepkit.scores import named as named_score
 
 __all__ = ["PRESETS", "Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
 
@@ -72,6 +69,7 @@ def attribute(
     clips: Tensor,
     targets,
     *,
+    score: Score | str | Read = PROBABILITY,
     batch_size: int = 8,
     progress: bool = False,
     seed: int | Sequence[int] = 0,
@@ -90,6 +88,10 @@ def attribute(
         float32 (N, 3, T, H, W), normalised.
     targets : Tensor or int
         Class indices (N,), or one class for all clips.
+    score : str, Score or callable
+        What is explained: by default Φ_c, the softmax probability of the target; ``"sigmoid"``,
+        ``"value"``, ``"logit"``, a group of classes, a time step, a function of one's own, see
+        `stepkit.scores`. Methods that go back through layers begin at its logit.
     batch_size : int
         Clips worked on at once; bounds the memory, does not change the result.
     progress : bool
@@ -118,11 +120,11 @@ def attribute(
     >>> attribute("gradient", model, torch.randn(2, 3, 8, 48, 48), [0, 1]).shape
     torch.Size([2, 8, 48, 48])
     """
-    given = {"batch_size": batch_size, "progress": progress, "seed": seed} | options
-    maps = quietly(method, model, clips, targets, **given)
+    given = {"batch_size": batch_size, "progress": progress, "seed": seed, "score": score}
+    maps = quietly(method, model, clips, targets, **given, **options)
     blank = [i for i, values in enumerate(maps) if is_blank(values)]
     if blank:
-        warnings.warn(f"{method}: the map of clips {blank} is {BLANK}", stacklevel=2)
+        checks.warn(f"{method}: the map of clips {blank} is {BLANK}")
     return maps
 
 
@@ -133,80 +135,120 @@ def is_blank(values: Tensor) -> bool:
 
 
 def quietly(
-    method: str, model: nn.Module, clips: Tensor, targets, *, batch_size, progress, seed, **options
+    method: str,
+    model: nn.Module,
+    clips: Tensor,
+    targets,
+    *,
+    score: Score | str | Read = PROBABILITY,
+    batch_size: int,
+    progress: bool,
+    seed: int | Sequence[int],
+    **options,
 ) -> Tensor:
     """Return what `attribute` does, without its warning."""
     one_of("method", method, _METHODS)
+    given = {"score": named_score(score), "batch_size": batch_size, "progress": progress}
     if method == "step":
-        found = step(model, clips, targets, batch_size=batch_size, progress=progress, **options)
+        found = step(model, clips, targets, **given, **options)
         if found.interrupted:  # a map does not tell that it is half done; StepResult does
             raise KeyboardInterrupt
         return found.heatmap
     if method == "extremal_perturbation":
-        given = {"batch_size": batch_size, "progress": progress}
         return extremal_perturbation(model, clips, targets, **given, **options)
     run = _METHODS[method].run
     for name in options:
         one_of("option", name, _options(run))
     checks.model(model)
-    check_clips(clips)
+    clips = check_clips(clips).detach()
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
     seeds = _clip_seeds(seed, len(clips))
     device = device_of(model, clips.device)
-    maps = torch.empty(len(clips), *clips.shape[2:], device=clips.device)
     family, needs = _METHODS[method].family, _METHODS[method].needs
-    inside = family == "backprop" or "activation" in needs  # of the network, layer by layer
-    targets = check_targets(targets, len(clips), None, device)
-    first, needs_gradient = clips[:1].to(device), "gradient" in needs
-    blind = is_compiled(model) and not inside  # compiled models call no hooks
-    with frozen(model), uncompiled(model) if inside else contextlib.nullcontext():
-        if blind or (needs_gradient and family == "perturbation"):  # masks form without a gradient
-            check_targets(targets, len(clips), check_model(model, first, gradient=needs_gradient))
-        starts = range(0, len(clips), batch_size)
-        bar = functools.partial(tqdm, disable=not progress, leave=False)
-        wanted = inspect.signature(run).parameters
-        watched = _watched(model, method, first, targets, needs_gradient)
-        with contextlib.nullcontext() if blind else watched:
-            for start in bar(starts, desc=method):
+    looks = family == "backprop" or "activation" in needs  # at layers, and changes some
+    gradient = "gradient" in needs
+    if looks:
+        inside(model)
+    bar = functools.partial(tqdm, disable=not progress, leave=False)
+    with frozen(model), uncompiled(model) if looks else contextlib.nullcontext():
+        clips = clips.clone() if clips.is_inference() else clips
+        targets = check_targets(targets, len(clips), device)
+        maps = torch.empty(len(clips), *clips.shape[2:], device=clips.device)
+        first = clips[:1].to(device), targets, given["score"]
+        meet(model, *first)
+        if gradient and family == "perturbation":  # masks form without a gradient, too
+            check_model(model, *first, gradient=True)
+        given = {"seeds": seeds, "batch_size": batch_size, "bar": bar}
+        once = _one_pass() if looks else contextlib.nullcontext()
+        with _watched(model, method, *first, gradient) as given["score"], once:
+            wanted = inspect.signature(run).parameters
+            given = {name: value for name, value in given.items() if name in wanted}
+            for start in bar(range(0, len(clips), batch_size), desc=method):
                 chunk = slice(start, start + batch_size)
-                given = {"seeds": seeds[chunk], "batch_size": batch_size, "bar": bar}
-                given = {name: value for name, value in given.items() if name in wanted} | options
-                maps[chunk] = run(model, clips[chunk].to(device), targets[chunk], **given).to(maps)
-        if needs_gradient and not maps[0].any():  # a rare answer: does any gradient arrive?
-            check_model(model, first, gradient=True)
+                if "seeds" in given:
+                    given["seeds"] = seeds[chunk]
+                part = clips[chunk].to(device), targets[chunk]
+                maps[chunk] = run(model, *part, **given, **options).to(maps)
+        if gradient and not maps[0].any():  # a rare answer: does any gradient arrive?
+            check_model(model, *first, gradient=True)
     require(checks.finite(maps), "model", f"NaN in {method}", "finite attributions")
     return maps
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, method: str, clip: Tensor, targets: Tensor, gradient: bool):
-    """Refuse what `check_model` refuses, without a pass of its own; at the end, NaN of any clip.
+def _watched(model: nn.Module, method: str, clip: Tensor, targets: Tensor, score: Score, gradient):
+    """Yield the score with an eye on what the model returns: no pass of its own is needed.
 
-    What the model returns is looked at as the method goes. Only where the method fails is the
-    model tried by itself, as its fault may be the reason.
+    The first output is checked as `check_model` does, all are looked at for NaN in the end. Only
+    where the method fails is the model tried by itself, as its fault may be the reason.
     """
     finite = []  # on the device: looking at each would wait for it
 
-    def look(_, given, logits):
-        with torch._C.DisableTorchFunction():  # LRP's rules are for what the network computes
+    def looking(read):
+        def call(output, asked):
             if not finite:
-                check_targets(targets, len(targets), check_logits(logits, len(given[0])))
-            finite.append(torch.isfinite(logits.detach()).all())
+                score.tried(output, asked, targets.max())
+            found = read(output, asked)
+            finite.append(torch.isfinite(found.detach()).all())
+            return found
 
-    def alone():
-        check_targets(targets, len(targets), check_model(model, clip, gradient=gradient))
+        return read and call
 
+    reads = {name: looking(getattr(score, name)) for name in ("value", "logit", "log")}
     try:
-        with model.register_forward_hook(look):
-            yield
+        yield replace(score, **reads)
+    except CheckpointError:
+        _refuse_checkpointing()
     except Exception:
-        alone()
+        check_model(model, clip, targets, score, gradient)
         raise
     if not finite:
-        alone()
+        check_model(model, clip, targets, score, gradient)
         return
     finite = bool(torch.stack(finite).all())
-    require(finite, "model", f"NaN or infinity in {method}", "finite logits")
+    require(finite, "model", f"NaN or infinity in {method}", "finite outputs")
+
+
+class _one_pass(TorchFunctionMode):  # noqa: N801, used as a function
+    """Refuses a network that runs parts of itself once more on the way back.
+
+    What a method watches or changes in the forward pass would not be so in the second one.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in _LAYERS and torch._C._current_graph_task_id() != -1:
+            _refuse_checkpointing()
+        return function(*args, **(kwargs or {}))
+
+
+def _refuse_checkpointing():
+    given = "activation checkpointing, which computes layers once more on the way back"
+    expected = "it switched off (model.gradient_checkpointing_disable() and its like)"
+    require(False, "model", given, expected)
+
+
+_LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.relu, F.gelu, F.silu, F.batch_norm}
+_LAYERS |= {F.layer_norm, torch.relu, torch.Tensor.relu, torch.conv2d, torch.conv3d}
 
 
 def methods() -> pd.DataFrame:
@@ -241,7 +283,7 @@ def _options(run) -> list[str]:
 
 
 _COLUMNS = ("label", "family", "needs", "source", "resolution")
-_GIVEN = ("seeds", "batch_size", "bar")  # what `attribute` hands to a method that asks for it
+_GIVEN = ("score", "seeds", "batch_size", "bar")  # from `attribute`, to a method that asks
 
 
 def _clip_seeds(seed: int | Sequence[int], n: int) -> list[int]:

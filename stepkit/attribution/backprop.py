@@ -15,9 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from stepkit.checks import require
 from stepkit.removal import black
+from stepkit.scores import PROBABILITY, Score
 
 
-def deconvnet(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+def deconvnet(
+    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
+) -> Tensor:
     """DeConvNet (Zeiler and Fergus 2014), through Captum; (N, T, H, W).
 
     Each ReLU passes back ReLU(gradient), whatever the sign of its own input was: where a network
@@ -31,10 +34,12 @@ def deconvnet(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
     ImportError
         Captum is not installed.
     """
-    return _modified_relu("deconvnet", "Deconvolution", model, clips, targets)
+    return _modified_relu("deconvnet", "Deconvolution", model, clips, targets, score)
 
 
-def guided_backprop(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+def guided_backprop(
+    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
+) -> Tensor:
     """Guided backpropagation (Springenberg 2015), through Captum; (N, T, H, W).
 
     Each ReLU passes back ReLU(gradient) where its input was positive. Otherwise as `deconvnet`.
@@ -46,10 +51,17 @@ def guided_backprop(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
     ImportError
         Captum is not installed.
     """
-    return _modified_relu("guided_backprop", "GuidedBackprop", model, clips, targets)
+    return _modified_relu("guided_backprop", "GuidedBackprop", model, clips, targets, score)
 
 
-def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, *, batch_size: int) -> Tensor:
+def deeplift(
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    score: Score = PROBABILITY,
+    batch_size: int,
+) -> Tensor:
     """DeepLIFT with the rescale rule, against a black clip (Shrikumar 2017); (N, T, H, W).
 
     Each activation passes back Δout/Δin, the differences between clip and baseline, and a pixel
@@ -75,9 +87,9 @@ def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, *, batch_size: in
         with torch.no_grad(), _Remember() as seen:
             model(baseline)
         with torch.enable_grad(), _Against(seen.inputs):
-            logits = model(part)
-        score = logits.gather(1, targets[chunk, None]).sum()
-        (multiplier,) = torch.autograd.grad(score, part)
+            output = model(part)
+        logit = score.logit(output, targets[chunk]).sum()
+        (multiplier,) = torch.autograd.grad(logit, part)
         maps.append((multiplier * (part.detach() - baseline)).sum(1))
     return torch.cat(maps)
 
@@ -113,26 +125,27 @@ _RELU = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
 # ---------------------------------------------------------------- DeConvNet and guided backprop
 
 
-def _modified_relu(name: str, rule: str, model: nn.Module, clips: Tensor, targets) -> Tensor:
+def _modified_relu(name: str, rule: str, model: nn.Module, clips: Tensor, targets, score) -> Tensor:
     try:
         import captum.attr
     except ImportError as error:
         raise ImportError(f'{name} needs Captum: pip install "stepkit[captum]"') from error
     clips = clips.detach().clone().requires_grad_()
-    stand_in = _OneModulePerCall(model, clips[:1])
+    stand_in = _OneModulePerCall(model, clips[:1], lambda output: score.logit(output, targets))
     require(len(stand_in.relus) > 0, name, "a model without ReLU", "one with ReLU to guide")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
-        slope = getattr(captum.attr, rule)(stand_in).attribute(clips, target=targets)
+        slope = getattr(captum.attr, rule)(stand_in).attribute(clips)
     return slope.detach().abs().mean(1)
 
 
 class _OneModulePerCall(nn.Module):
     """A model whose i-th call of ReLU goes through the module ``relus[i]``, for Captum to hook."""
 
-    def __init__(self, model: nn.Module, clips: Tensor):
+    def __init__(self, model: nn.Module, clips: Tensor, logit):
         super().__init__()
         self.model = [model]  # in a list Captum does not see it, and leaves its modules alone
+        self.logit = logit
         self.relus = nn.ModuleList()
 
         def count(function, x, **_):
@@ -145,7 +158,7 @@ class _OneModulePerCall(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         relus = iter(self.relus)
         with _Redirect(dict.fromkeys(_RELU, lambda function, x, **_: next(relus)(x))):
-            return self.model[0](clips)
+            return self.logit(self.model[0](clips))
 
 
 # ------------------------------------------------------------- DeepLIFT: the baseline, then clips

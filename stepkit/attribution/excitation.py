@@ -6,14 +6,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stepkit.attribution.cam import in_time, upsample
+from stepkit.attribution.cam import upsample
+from stepkit.attribution.cells import reader, watched
 from stepkit.attribution.relevance import Rules, relevance
 from stepkit.checks import require
 from stepkit.models import find_layer
+from stepkit.scores import PROBABILITY, Score
 
 
 def excitation_backprop(
-    model: nn.Module, clips: Tensor, targets: Tensor, *, layer: str | None = None
+    model: nn.Module,
+    clips: Tensor,
+    targets: Tensor,
+    *,
+    score: Score = PROBABILITY,
+    layer: str | None = None,
 ) -> Tensor:
     """Excitation backprop (EB): marginal winning probabilities at a layer; (N, T, H, W).
 
@@ -46,11 +53,14 @@ def excitation_backprop(
         Behind the layer the model does something that has no rule, or other neurons than ReLU.
     """
     rules, clips = Rules(keep=0, excitatory=True), clips.detach()
+    _check_score(score)
+    with watched(model, len(clips), layer) as seen, torch.no_grad():
+        model(clips)
+    arranged = reader(model, layer, clips, seen)
     with _from(find_layer(model, layer)) as started, torch.enable_grad(), rules:
-        logits = model(clips)
-    require(len(started) > 0, "layer", f"{layer!r}, which did not run", "a layer in use")
-    won = relevance(rules.score(logits, targets), started[-1], "layer")
-    return upsample(in_time(won, len(clips), clips.shape[2:]).sum(1), clips.shape[2:])
+        output = model(clips)
+    won = relevance(rules.score(output, targets, score), started, "layer")
+    return upsample(arranged(won).sum(1), clips.shape[2:])
 
 
 def lrp(
@@ -58,6 +68,7 @@ def lrp(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     gamma: float = math.inf,
     epsilon: float = 1e-6,
 ) -> Tensor:
@@ -95,12 +106,17 @@ def lrp(
     ValueError
         The model does something that has no rule, such as layer-norm or attention.
     """
+    _check_score(score)
     require(gamma >= 0, "gamma", gamma, "at least 0")
     require(epsilon >= 0, "epsilon", epsilon, "at least 0")
     pixels = clips.detach().requires_grad_()
     with torch.enable_grad(), Rules(1 / (1 + gamma), epsilon=epsilon) as rules:
-        logits = model(pixels)
-    return relevance(rules.score(logits, targets), pixels, "model").sum(1)
+        output = model(pixels)
+    return relevance(rules.score(output, targets, score), [pixels], "model")[0].sum(1)
+
+
+def _check_score(score: Score) -> None:
+    require(score.one_logit, "score", score.name, "that of one class, whose logit is handed back")
 
 
 @contextlib.contextmanager
@@ -110,6 +126,8 @@ def _from(layer: nn.Module):
 
     def start(_, __, output):
         require(isinstance(output, Tensor), "layer", type(output).__name__, "a tensor's layer")
+        given = "one that runs again on what it gave before"
+        require(not output.requires_grad, "layer", given, "one that runs once a part of the clip")
         neurons = output.detach().clamp(min=0).requires_grad_()
         neurons._value = output.detach()  # those below zero never win
         started.append(neurons)

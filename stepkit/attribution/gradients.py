@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from stepkit.checks import one_of, require
-from stepkit.models import probability
 from stepkit.removal import Removal, gaussian_blur, named
+from stepkit.scores import PROBABILITY, Score
 
 DIFFERENCE = 0.01  # pixels of blur, for ∂g/∂σ in blur IG; the released code's
 
 
-def input_gradient(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+def input_gradient(
+    model: nn.Module, clips: Tensor, targets: Tensor, score: Score = PROBABILITY
+) -> Tensor:
     """Return ∂Φ_c/∂X, (N, 3, T, H, W)."""
     clips = clips.detach().requires_grad_()
     with torch.enable_grad():
-        phi = probability(model(clips), targets)
+        phi = score(model(clips), targets)
         (slope,) = torch.autograd.grad(phi.sum(), clips)
     return slope
 
@@ -34,6 +36,7 @@ def mean_gradient(
     bar,
     desc: str,
     squared: bool = False,
+    score: Score = PROBABILITY,
 ) -> Tensor:
     """Return the mean of weight·∂Φ_c/∂x over the points x of each clip; (N, 3, T, H, W).
 
@@ -55,7 +58,7 @@ def mean_gradient(
     for i in range(len(clips)):
         for k in bar(torch.arange(1, points + 1).split(batch_size), desc=desc):
             x, weight = at(i, k)
-            slope = input_gradient(model, x, targets[i].expand(len(k)))
+            slope = input_gradient(model, x, targets[i].expand(len(k)), score)
             total[i] += (weight * (slope.square() if squared else slope)).sum(0)
     return total / points
 
@@ -70,6 +73,7 @@ def path_gradient(
     batch_size: int,
     bar,
     rule: str = "right",
+    score: Score = PROBABILITY,
 ) -> Tensor:
     """Integrated gradients, signed and per colour: (X − X̄)·mean ∂Φ_c/∂x, (N, 3, T, H, W).
 
@@ -84,26 +88,31 @@ def path_gradient(
         share = ((k - first) / steps).to(clips)[:, None, None, None, None]
         return baseline[i] + share * way[i], 1
 
-    options = {"batch_size": batch_size, "bar": bar, "desc": "integrated gradients"}
+    options = {"batch_size": batch_size, "bar": bar, "score": score}
+    options["desc"] = "integrated gradients"
     return way * mean_gradient(model, clips, targets, steps, at, **options)
 
 
-def gradient(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+def gradient(
+    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
+) -> Tensor:
     """Gradient / saliency (Eq. 22): |∂Φ_c/∂X|, averaged over RGB; (N, T, H, W).
 
     The paper prints the derivative only; the absolute value and the mean are the released code's.
     Source: Simonyan 2014.
     """
-    return input_gradient(model, clips, targets).abs().mean(1)
+    return input_gradient(model, clips, targets, score).abs().mean(1)
 
 
-def gradient_x_input(model: nn.Module, clips: Tensor, targets: Tensor) -> Tensor:
+def gradient_x_input(
+    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
+) -> Tensor:
     """Gradient × input (Eq. 23): |Σ_RGB X ⊙ ∂Φ_c/∂X|; (N, T, H, W).
 
     X is what the network takes, the normalised clip. The sum and the absolute value are the
     released code's. Source: Shrikumar 2016.
     """
-    return (clips * input_gradient(model, clips, targets)).sum(1).abs()
+    return (clips * input_gradient(model, clips, targets, score)).sum(1).abs()
 
 
 def integrated_gradients(
@@ -111,6 +120,7 @@ def integrated_gradients(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     batch_size,
     bar,
     steps: int = 50,
@@ -131,7 +141,7 @@ def integrated_gradients(
     Source: Sundararajan 2017. Absolute value and mean are the released code's.
     """
     nothing = named(baseline).nothing(clips)
-    options = {"batch_size": batch_size, "bar": bar, "rule": rule}
+    options = {"batch_size": batch_size, "bar": bar, "rule": rule, "score": score}
     return path_gradient(model, clips, nothing, targets, steps, **options).abs().mean(1)
 
 
@@ -140,6 +150,7 @@ def smoothgrad(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     seeds,
     batch_size,
     bar,
@@ -157,7 +168,7 @@ def smoothgrad(
 
     Source: Smilkov 2017. Absolute value and sum are the released code's.
     """
-    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar}
+    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar, "score": score}
     return _noisy(model, clips, targets, samples, noise, desc="smoothgrad", **options).abs().sum(1)
 
 
@@ -166,6 +177,7 @@ def smoothgrad_squared(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     seeds,
     batch_size,
     bar,
@@ -176,7 +188,8 @@ def smoothgrad_squared(
 
     Options as for `smoothgrad`. Source: Hooker 2019.
     """
-    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar, "squared": True}
+    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar, "score": score}
+    options["squared"] = True
     return _noisy(model, clips, targets, samples, noise, desc="smoothgrad", **options).sum(1)
 
 
@@ -185,6 +198,7 @@ def blur_ig(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     batch_size,
     bar,
     steps: int = 50,
@@ -205,7 +219,7 @@ def blur_ig(
 
     Source: Xu 2020. Absolute value and mean are the released code's.
     """
-    options = {"batch_size": batch_size, "bar": bar}
+    options = {"batch_size": batch_size, "bar": bar, "score": score}
     return blur_path_gradient(model, clips, targets, steps, sigma_max, **options).abs().mean(1)
 
 
@@ -218,6 +232,7 @@ def blur_path_gradient(
     *,
     batch_size: int,
     bar,
+    score: Score = PROBABILITY,
 ) -> Tensor:
     """Eq. 27, signed and per colour, (N, 3, T, H, W); its sum approaches Φ_c(blurred) − Φ_c(X)."""
     _check_count("steps", steps)
@@ -230,7 +245,7 @@ def blur_path_gradient(
         more = torch.stack([gaussian_blur(clips[i], sigma + DIFFERENCE) for sigma in sigmas])
         return x, (more - x) / DIFFERENCE
 
-    options = {"batch_size": batch_size, "bar": bar, "desc": "blur IG"}
+    options = {"batch_size": batch_size, "bar": bar, "desc": "blur IG", "score": score}
     return strongest * mean_gradient(model, clips, targets, steps, at, **options)
 
 

@@ -329,3 +329,19 @@ def _tubes(masks: Tensor, kernel: Tensor) -> Tensor:
     slices = places.flatten(5) @ kernel.flatten(1).T  # (N, A, T, h, w, T_K)
     steps = masks.shape[2] - length + 1
     return sum(slices[:, :, i : i + steps, ..., i] for i in range(length))
+
+
+def random_masks(masks: Tensor, seed: int) -> Tensor:
+    """Return random blobs, 0 or 1, as many pixels of them as each mask shows; (N, A, T, H, W).
+
+    The level sets of smooth noise in space and time, one noise for all masks of a seed.
+    """
+    noise = torch.randn(1, 1, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    noise = F.interpolate(noise, masks.shape[2:], mode="trilinear", align_corners=True)
+    noise = noise.flatten().to(masks)
+    count = masks.mean((2, 3, 4)).mul(len(noise)).round().long()
+    ranks = torch.empty_like(noise, dtype=torch.long)
+    ranks[noise.argsort(descending=True, stable=True)] = torch.arange(
+        len(noise), device=noise.device
+    )
+    return (ranks < count[:, :, None]).to(masks).view(masks.shape)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stepkit.checks import one_of, require
-from stepkit.models import probability
 from stepkit.removal import Removal, named, read
+from stepkit.scores import PROBABILITY, Score
 from stepkit.segments import supervoxels
 
 LIME_WIDTH = 0.25  # of the kernel that weighs a sample by its distance from the clip
@@ -24,6 +24,7 @@ def occlusion(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     batch_size,
     bar,
     window: tuple[int, int, int] | None = None,
@@ -57,11 +58,11 @@ def occlusion(
     corners = torch.cartesian_prod(*starts).to(clips.device)  # (P, 3)
     maps = torch.zeros_like(clips[:, 0])
     for clip, target, drops in zip(clips, targets, maps, strict=True):
-        intact = _phi(model, clip[None], target)
+        intact = _phi(model, clip[None], target, score)
         covered = torch.zeros_like(drops)
         chunks = bar(corners.split(batch_size), desc="occlusion")
         masks = (1 - _cuboids(chunk, window, size) for chunk in chunks)
-        for mask, phi in _watch(model, clip, target, removal, masks):
+        for mask, phi in _watch(model, clip, target, score, removal, masks):
             drops += torch.einsum("k,kthw->thw", intact - phi, 1 - mask)
             covered += (1 - mask).sum(0)
         drops /= covered
@@ -74,6 +75,7 @@ def rise(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     seeds,
     batch_size,
     bar,
@@ -121,7 +123,7 @@ def rise(
         chunks = bar(list(chunks), desc="rise")
         masks = (_stretch(grid.float(), shift, size) for grid, shift in chunks)
         kept = torch.zeros_like(total)
-        for mask, phi in _watch(model, clip, target, removal, masks):
+        for mask, phi in _watch(model, clip, target, score, removal, masks):
             total += torch.einsum("k,kthw->thw", phi, mask)
             kept += mask.sum(0)
         total /= samples * keep if divide_by == "expected" else kept.clamp(min=1e-6)
@@ -134,6 +136,7 @@ def lime(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     seeds,
     batch_size,
     bar,
@@ -169,12 +172,12 @@ def lime(
         switches = _switches(samples, int(units.max()) + 1, _generator(clip, seed))
         chunks = bar(switches.split(batch_size), desc="lime")
         masks = (chunk[:, units] for chunk in chunks)
-        phi = torch.cat([phi for _, phi in _watch(model, clip, target, removal, masks)])
+        phi = torch.cat([phi for _, phi in _watch(model, clip, target, score, removal, masks)])
         weights.copy_(_ridge(switches, phi).to(weights)[units])
     return maps
 
 
-def _watch(model, clip: Tensor, target: Tensor, removal: Removal, masks):
+def _watch(model, clip: Tensor, target: Tensor, score: Score, removal: Removal, masks):
     """Yield each of the ``masks`` (k, T, H, W) with Φ_c (k,) of what it leaves of one clip.
 
     ``masks`` is a generator, so that no more than one chunk is in memory. Clips go one after the
@@ -183,12 +186,12 @@ def _watch(model, clip: Tensor, target: Tensor, removal: Removal, masks):
     ladder = removal.ladder(clip[None])
     for mask in masks:
         kept = read(ladder, mask[None])[0]  # (k, 3, T, H, W)
-        yield mask, _phi(model, kept, target)
+        yield mask, _phi(model, kept, target, score)
 
 
-def _phi(model, clips: Tensor, target: Tensor) -> Tensor:
+def _phi(model, clips: Tensor, target: Tensor, score: Score) -> Tensor:
     """Return Φ_c, float32 (k,); in half precision small drops would be lost."""
-    return probability(model(clips).float(), target.expand(len(clips)))
+    return score(model(clips), target.expand(len(clips))).float()
 
 
 def _cuboids(corners: Tensor, window, size) -> Tensor:

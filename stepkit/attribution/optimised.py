@@ -10,14 +10,13 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from stepkit.attribution.cam import upsample
 from stepkit.attribution.step import Settings, step
 from stepkit.checks import one_of, require
-from stepkit.models import probability
 from stepkit.removal import Removal, blur, named, read
+from stepkit.scores import PROBABILITY, Read, Score
 
 CELLS = 28  # mask cells along an edge in the sources, 8 px each on a 224×224 image
 EQUATION_2 = blur(levels=2)
@@ -31,6 +30,7 @@ def extremal_perturbation(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score | str | Read = PROBABILITY,
     batch_size: int = 4,
     progress: bool = False,
     **options,
@@ -46,7 +46,7 @@ def extremal_perturbation(
     """
     for name in options:
         one_of("option", name, EXTREMAL_OPTIONS)
-    given = {"batch_size": batch_size, "progress": progress, "kernel_length": 0}
+    given = {"score": score, "batch_size": batch_size, "progress": progress, "kernel_length": 0}
     found = step(model, clips, targets, **given, **options)
     if found.interrupted:
         raise KeyboardInterrupt
@@ -58,6 +58,7 @@ def meaningful_perturbation(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     bar,
     iterations: int = 300,
     learning_rate: float = 0.1,
@@ -96,13 +97,14 @@ def meaningful_perturbation(
     _check_prior(area_weight, smoothness, beta)
     one_of("variant", variant, ("preservation", "deletion"))
     ladder, size = named(removal).ladder(clips), clips.shape[2:]
+    unit = score.unit(model, clips, ladder[:, 0], targets)
     deletion = variant == "deletion"
     cells = clips.new_full(_grid(clips, cell), 0.0 if deletion else 1.0, requires_grad=True)
     optimiser = torch.optim.Adam([cells], learning_rate)
     for _ in bar(range(iterations), desc="Meaningful Perturbation"):
         with torch.enable_grad():
             mask = upsample(cells, size)
-            phi = _kept(model, ladder, 1 - mask if deletion else mask, targets)
+            phi = _kept(model, ladder, 1 - mask if deletion else mask, targets, score) / unit
             energy = area_weight * mask.mean((1, 2, 3)) + smoothness * variation(cells, beta)
             energy = energy + phi if deletion else energy - phi
             (cells.grad,) = torch.autograd.grad(energy.sum(), cells)
@@ -117,6 +119,7 @@ def i_gos(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     seeds,
     bar,
     iterations: int = 15,
@@ -161,6 +164,7 @@ def i_gos(
     require(noise >= 0, "noise", noise, "at least 0")
     one_of("search", search, ("mask", "path"))
     ladder, size = named(removal).ladder(clips), clips.shape[2:]
+    unit = score.unit(model, clips, ladder[:, 0], targets)
     draws = [torch.Generator(clips.device).manual_seed(seed) for seed in seeds]
     path = [s / steps for s in range(1, steps + 1)]
 
@@ -170,8 +174,8 @@ def i_gos(
 
     def loss(cells):
         mask, points = upsample(cells, size), path if search == "path" else [1.0]
-        phi = [_kept(model, ladder, point * mask, targets) for point in points]
-        return sum(phi) / len(phi) + prior(cells)
+        phi = [_kept(model, ladder, point * mask, targets, score) for point in points]
+        return sum(phi) / len(phi) / unit + prior(cells)
 
     cells = clips.new_ones(_grid(clips, cell))
     for _ in bar(range(iterations), desc="I-GOS"):
@@ -179,7 +183,8 @@ def i_gos(
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(prior(cells).sum(), cells)
             for point in path:
-                phi = _kept(model, ladder, point * upsample(cells, size), targets, noise, draws)
+                mask = point * upsample(cells, size)
+                phi = _kept(model, ladder, mask, targets, score, noise, draws) / unit
                 slope += torch.autograd.grad(phi.sum(), cells)[0] / steps
         cells = line_search(loss, cells.detach(), slope)
     return 1 - upsample(cells, size)
@@ -224,6 +229,7 @@ def fg_vis(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     bar,
     iterations: int = 500,
     learning_rate: float = 0.1,
@@ -262,6 +268,7 @@ def fg_vis(
     _check(iterations=iterations, learning_rate=learning_rate)
     require(area_weight >= 0, "area_weight", area_weight, "at least 0")
     nothing = named(removal).nothing(clips)
+    unit, kept = score.unit(model, clips, nothing, targets), score.log or score.value
     mask, bounds = torch.ones_like(clips), []
     with torch.enable_grad(), _Activations(lambda h: bounds.append(h.detach().clone())):
         model(clips.detach().requires_grad_())  # as below: fused layers differ without gradients
@@ -271,9 +278,9 @@ def fg_vis(
         mask.requires_grad_()
         with torch.enable_grad():
             with _Activations(_defence(bounds)):
-                logits = model(mask * clips + (1 - mask) * nothing)
+                output = model(mask * clips + (1 - mask) * nothing)
             energy = area_weight * mask.mean((1, 2, 3, 4))
-            energy = energy + F.cross_entropy(logits, targets, reduction="none")
+            energy = energy - kept(output, targets) / unit
             (slope,) = torch.autograd.grad(energy.sum(), mask)
         largest = slope.abs().amax((1, 2, 3, 4), keepdim=True)
         slope /= largest.clamp_min(torch.finfo(slope.dtype).tiny)
@@ -323,14 +330,14 @@ def variation(cells: Tensor, beta: float) -> Tensor:
     return sum(steps) / cells[0].numel()
 
 
-def _kept(model, ladder, mask, targets, noise: float = 0.0, draws=()) -> Tensor:
+def _kept(model, ladder, mask, targets, score, noise: float = 0.0, draws=()) -> Tensor:
     """Return Φ_c(M⊗X), (N,), for masks (N, T, H, W); with noise on the clips if there is any."""
     clips = read(ladder, mask[:, None])[:, 0]
     if noise:
         shape, device = clips.shape[1:], clips.device
         drawn = [torch.randn(shape, generator=draw, device=device) for draw in draws]
         clips = clips + noise * torch.stack(drawn)
-    return probability(model(clips), targets)
+    return score(model(clips), targets)
 
 
 def _grid(clips: Tensor, cell: int | None) -> tuple[int, int, int, int]:

@@ -20,15 +20,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from stepkit.checks import require
+from stepkit.scores import Score
 
 
-def relevance(score: Tensor, neurons: Tensor, argument: str) -> Tensor:
-    """Return what of ``score`` (N,) reaches each of the ``neurons``, in their shape."""
+def relevance(score: Tensor, neurons: list[Tensor], argument: str) -> list[Tensor]:
+    """Return what of ``score`` (N,) reaches each of the ``neurons``, in their shapes."""
     given, expected = "no path from the class back", "one of layers that have a rule"
     require(score.requires_grad, argument, given, expected)
-    (slope,) = torch.autograd.grad(score, neurons, torch.ones_like(score), allow_unused=True)
-    require(slope is not None, argument, given, expected)
-    return neurons.detach() * slope
+    slopes = torch.autograd.grad(score, neurons, torch.ones_like(score), allow_unused=True)
+    require(any(slope is not None for slope in slopes), argument, given, expected)
+    pairs = zip(neurons, slopes, strict=True)
+    return [n.detach() * (0 if slope is None else slope) for n, slope in pairs]
 
 
 class Rules(TorchFunctionMode):
@@ -71,15 +73,16 @@ class Rules(TorchFunctionMode):
                 return found
         raise _refusal(name)
 
-    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def score(self, output: Tensor, targets: Tensor, score: Score) -> Tensor:
         """Return the relevance (N,) to start from: the class's logit, or one if excitatory."""
+        score.check(_value(output).detach(), targets)
         with torch.enable_grad():
-            sums = self.summed(logits)
+            sums = self.summed(output)
             if self.excitatory and not self.in_shares:
                 sums = _relay(sums, torch.ones_like(sums), _ratio(1, sums))
             elif not self.excitatory:
                 sums = self.neuron(sums)
-            return sums.gather(1, targets[:, None])[:, 0]
+            return score.logit(sums, targets)
 
     def neuron(self, x: Tensor, active: Tensor | None = None) -> Tensor:
         """Make a sum a neuron with the activation ``active``, by default the sum's true value."""

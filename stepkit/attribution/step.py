@@ -20,17 +20,34 @@ from tqdm.auto import tqdm
 
 from stepkit import checks
 from stepkit import removal as removals
-from stepkit.attribution.masks import MaskGeometry, area_loss, core_kernel, core_loss
+from stepkit.attribution.masks import (
+    MaskGeometry,
+    area_loss,
+    core_kernel,
+    core_loss,
+    random_masks,
+)
 from stepkit.checks import clips as check_clips
-from stepkit.checks import one_of, require
+from stepkit.checks import one_of, require, warn
 from stepkit.checks import targets as check_targets
 from stepkit.kernels import by_voxel
-from stepkit.models import check_model, device_of, fitting, frozen, uncompiled
-from stepkit.preparation import precision_of
+from stepkit.models import (
+    check_model,
+    device_of,
+    fitting,
+    frozen,
+    meet,
+    precision_of,
+    uncompiled,
+)
 from stepkit.removal import Removal, gaussian_blur, read
+from stepkit.scores import PROBABILITY, Read, Score
+from stepkit.scores import named as named_score
 
 FULL_RUN = 1200  # iterations of the released code, for which the weights below were set
 FULL_SEEDS = 16 * 16 * 16  # seed cells of the paper's 16×112×112 clip
+RANDOM_MASKS = 4  # to compare each mask with
+LEAST_GAIN = 0.02  # of probability; of other scores, relative to the clip's
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,9 @@ class Settings:
         L_K as ``"printed"`` or as ``"released"``, see `masks.core_loss`.
     reward : str or None
         ``"probability"`` for Φ_c, ``"log"`` for log Φ_c; by default the former, and the latter for
-        the deletion variant: it begins with everything deleted, where Φ_c has no slope left.
+        the deletion variant: it begins with everything deleted, where Φ_c has no slope left. A
+        score that is no probability has no logarithm, and is rewarded by what it is, in units of
+        what removing the whole clip takes of it.
     removal : str or Removal
         What stands where the mask is 0.
     on_canvas : bool
@@ -150,13 +169,20 @@ class StepResult:
     areas : tuple of float
         The A preserved shares v that were asked for.
     probabilities : Tensor
-        (N, A), Φ_c of M⊗X; of (1−M)⊗X for the deletion variant.
+        (N, A), Φ_c, or another score, of M⊗X; of (1−M)⊗X for the deletion variant.
+    clip_probability : Tensor
+        (N,), that of the whole clip.
+    random_probabilities : Tensor
+        (N, A), that of random masks with as many visible pixels, on average. A mask that does not
+        beat them says nothing; where none of a clip's does, there is a warning.
     visible_share : Tensor
         (N, A), mean of the visible mask; differs from v because v counts the padded canvas.
     history : DataFrame
         ``clip, area, iteration, probability, area_loss, core_loss``.
     settings : Settings
         All that was used, lengths filled in.
+    score : Score
+        What the masks keep.
     interrupted : bool
         Ctrl-C came before the last iteration. The masks are those reached; clips of batches that
         had not begun are left out.
@@ -167,9 +193,12 @@ class StepResult:
     masks: Tensor
     areas: tuple[float, ...]
     probabilities: Tensor
+    clip_probability: Tensor
+    random_probabilities: Tensor
     visible_share: Tensor
     history: pd.DataFrame
     settings: Settings
+    score: Score
     interrupted: bool
     precision: str
     device: str
@@ -183,7 +212,8 @@ class StepResult:
         )
         return (
             f"StepResult of {n} clips {tuple(size)} after {done} iterations, {self.precision} on "
-            f"{self.device}; mean probability by area: {phi}"
+            f"{self.device}; mean probability of the clip: {self.clip_probability.mean():.2f}, by "
+            f"area: {phi}"
         )
 
     @property
@@ -199,7 +229,7 @@ class StepResult:
         Parameters
         ----------
         phi0 : float
-            The probability Φ0 that has to be reached, in (0, 1).
+            The probability Φ0 that has to be reached, in (0, 1); any number for other scores.
 
         Returns
         -------
@@ -208,7 +238,8 @@ class StepResult:
         mask : Tensor
             (N, T, H, W), M_v*; NaN where no area is enough.
         """
-        require(0 < phi0 < 1, "phi0", phi0, "a probability between 0 and 1")
+        known = 0 < phi0 < 1 or self.score.log is None
+        require(known, "phi0", phi0, "a probability between 0 and 1")
         deletion = self.settings.variant == "deletion"
         enough = self.probabilities <= phi0 if deletion else self.probabilities >= phi0
         first = enough.int().argmax(1)
@@ -230,6 +261,7 @@ def step(
     targets,
     preset: str = "default",
     *,
+    score: Score | str | Read = PROBABILITY,
     batch_size: int | None = None,
     progress: bool = False,
     callback: Callable[[int, Tensor, Tensor], object] | None = None,
@@ -250,6 +282,9 @@ def step(
         8-level blur. ``"printed"``: also the two-level blur and the visible mask. ``"released"``:
         as the authors' code. ``"fast"``: 60 steps of Adam, with log Φ_c, which
         still has a slope where large steps have lost the class.
+    score : str, Score or callable
+        What the masks keep: by default Φ_c, the softmax probability of the target; see
+        `stepkit.scores`.
     batch_size : int, optional
         Clips optimised side by side; bounds the memory, does not change the result. By default 4,
         and on a CUDA device as many as its free memory takes.
@@ -288,15 +323,18 @@ def step(
     clips = clips.detach()
     given = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)
     require(given, "batch_size", batch_size, "at least 1")
-    settings = _settings(preset, options, clips.shape[2:])
+    settings, score = _settings(preset, options, clips.shape[2:]), named_score(score)
     device = device_of(model, clips.device)
     with frozen(model), torch.enable_grad():
-        classes = check_model(model, clips[:1].to(device), gradient=True)
-        targets = check_targets(targets, len(clips), classes, clips.device)
+        clips = clips.clone() if clips.is_inference() else clips
+        targets = check_targets(targets, len(clips), device)
+        first = clips[:1].to(device), targets, score
+        meet(model, *first)
+        check_model(model, *first, gradient=True)
         if batch_size is None:
             batch_size = 4
             if device.type == "cuda":
-                one = clips[:1].to(device), targets[:1].to(device), replace(settings, iterations=1)
+                one = first[0], targets[:1], replace(settings, iterations=1), score
                 with uncompiled(model), tqdm(disable=True) as hidden:
                     batch_size = fitting(lambda: _optimise(model, *one, hidden), device)
         starts = range(0, len(clips), batch_size)
@@ -306,25 +344,47 @@ def step(
         parts = []
         for start in starts:
             chunk = slice(start, start + batch_size)
-            given = clips[chunk].to(device), targets[chunk].to(device)
-            part = _optimise(model, *given, settings, bar, callback)
+            given = clips[chunk].to(device), targets[chunk]
+            part = _optimise(model, *given, settings, score, bar, callback)
             parts.append(part)
-            if part[3]:  # interrupted
+            if part[-1]:  # interrupted
                 break
         bar.close()
-    masks, probabilities, histories, stopped = zip(*parts, strict=True)
-    masks = torch.cat(masks).to(clips.device)
-    return StepResult(
+    *found, histories, stopped = zip(*parts, strict=True)
+    masks, kept, of_clips, chance = (torch.cat(values).to(clips.device) for values in found)
+    result = StepResult(
         masks=masks,
         areas=settings.areas,
-        probabilities=torch.cat(probabilities).to(clips.device),
+        probabilities=kept,
+        clip_probability=of_clips,
+        random_probabilities=chance,
         visible_share=masks.mean((2, 3, 4)),
         history=_history(histories, settings),
         settings=settings,
+        score=score,
         interrupted=any(stopped),
         precision=precision_of(model, clips.dtype),
         device=str(device),
     )
+    if not result.interrupted:
+        _warn_worthless(result)
+    return result
+
+
+def _warn_worthless(found: StepResult) -> None:
+    """Warn of clips of which no mask does better than random ones."""
+    gain = found.probabilities - found.random_probabilities
+    gain = -gain if found.settings.variant == "deletion" else gain
+    clip = found.clip_probability[:, None]
+    least = LEAST_GAIN if found.score.log else LEAST_GAIN * clip.abs()
+    clips = (gain < least).all(1).nonzero()[:, 0].tolist()
+    if clips:
+        whole, chance = clip[clips[0]].item(), found.random_probabilities[clips[0]].max().item()
+        warn(
+            f"step: no mask of clips {clips} does better than random masks of its area by "
+            f"{LEAST_GAIN} or more (clip {clips[0]}: {found.score.name} {whole:.2f} of the whole, "
+            f"up to {chance:.2f} of random masks); what they show is no evidence"
+        )
 
 
 def _settings(preset: str, options: dict, size) -> Settings:
@@ -350,15 +410,19 @@ def _settings(preset: str, options: dict, size) -> Settings:
     )
 
 
-def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar, callback=None):
+def _optimise(
+    model, clips: Tensor, targets: Tensor, settings: Settings, score: Score, bar, callback=None
+):
     """Optimise all areas of a few clips.
 
-    Returns masks (n, A, T, H, W), probabilities (n, A), history (iterations, 3, n, A), interrupted.
+    Returns masks (n, A, T, H, W), their score (n, A), that of the clips (n,) and of random masks
+    (n, A), history (iterations, 3, n, A), interrupted.
     """
     n, A, frames = len(clips), len(settings.areas), clips.shape[2]
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
     ladder = by_voxel(settings.removal.ladder(clips))
-    objective = _Objective(settings, geometry, clips)
+    unit = score.unit(model, clips, settings.removal.nothing(clips), targets)
+    objective = _Objective(settings, geometry, clips, score, unit)
     each = targets.repeat_interleave(A)
     seeds = clips.new_ones(n, A, frames, *geometry.seeds, requires_grad=True)
     optimiser = _optimiser(settings, seeds)
@@ -368,9 +432,9 @@ def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar, ca
         for done in range(settings.iterations):
             canvas = geometry.spread(seeds)
             masks = geometry.crop(canvas)
-            scores = _log_probabilities(model, ladder, masks, each, settings.variant)
+            scores = _scores(model, ladder, masks, each, settings.variant, score)
             if callback is not None:
-                phi = scores[0].detach().exp().view(n, A)
+                phi = objective.values(scores)[0].detach().view(n, A)
                 if callback(done, masks.detach(), phi):
                     raise KeyboardInterrupt
             energy, terms = objective(scores, canvas, done / settings.iterations)
@@ -386,10 +450,17 @@ def _optimise(model, clips: Tensor, targets: Tensor, settings: Settings, bar, ca
         interrupted = True
     with torch.no_grad():
         masks = geometry.crop(geometry.spread(seeds.detach())).contiguous()
-        phi = _log_probabilities(model, ladder, masks, each, settings.variant)[0].exp()
+
+        def seen(masks):
+            found = _scores(model, ladder, masks, each, settings.variant, score)
+            return objective.values(found)[0].view(n, A)
+
+        phi, whole = seen(masks), score(model(clips), targets).to(clips)
+        draws = 0 if interrupted else RANDOM_MASKS
+        chance = [seen(random_masks(masks, seed)) for seed in range(draws)] or [phi]
     finite = bool(torch.isfinite(phi).all()) and bool(torch.isfinite(masks).all())
     require(finite, "model", "NaN during the optimisation", "finite logits and gradients")
-    return masks, phi.view(n, A), history[:done].cpu(), interrupted
+    return masks, phi, whole, torch.stack(chance).mean(0), history[:done].cpu(), interrupted
 
 
 def _optimiser(settings: Settings, seeds: Tensor) -> torch.optim.Optimizer:
@@ -399,22 +470,25 @@ def _optimiser(settings: Settings, seeds: Tensor) -> torch.optim.Optimizer:
     return torch.optim.SGD([seeds], rate, momentum=settings.momentum, dampening=settings.dampening)
 
 
-def _log_probabilities(model, ladder, masks, targets, variant) -> list[Tensor]:
-    """Return log Φ_c, flat (N·A,), of what the variant looks at.
+def _scores(model, ladder, masks, targets, variant, score: Score) -> list[Tensor]:
+    """Return log Φ_c (another score as it is), flat (N·A,), of what the variant looks at.
 
     One tensor; for ``"dual"`` two, what is kept first.
     """
     views = {"preservation": [masks], "deletion": [1 - masks], "dual": [masks, 1 - masks]}[variant]
     kept = torch.cat([read(ladder, view).flatten(0, 1) for view in views])
-    scores = model(kept).log_softmax(1).gather(1, targets.repeat(len(views))[:, None])[:, 0]
-    return list(scores.chunk(len(views)))
+    found = (score.log or score.value)(model(kept), targets.repeat(len(views)))
+    return list(found.to(masks).chunk(len(views)))
 
 
 class _Objective:
     """Eq. 11 for all clips and areas at once."""
 
-    def __init__(self, settings: Settings, geometry: MaskGeometry, clips: Tensor):
-        self.settings, self.geometry = settings, geometry
+    def __init__(
+        self, settings: Settings, geometry: MaskGeometry, clips: Tensor, score: Score, unit: Tensor
+    ):
+        self.settings, self.geometry, self.logs = settings, geometry, score.log is not None
+        self.unit = None if self.logs else unit.repeat_interleave(len(settings.areas))
         frames = clips.shape[2]
         cells = frames * math.prod(geometry.seeds)
         self.balance = cells / FULL_SEEDS
@@ -425,10 +499,14 @@ class _Objective:
             )
             self.kernel = kernel.to(clips)
 
+    def values(self, scores: list[Tensor]) -> list[Tensor]:
+        """Return Φ_c from its logarithm; other scores are themselves."""
+        return [score.exp() for score in scores] if self.logs else scores
+
     def __call__(self, scores: list[Tensor], canvas: Tensor, time: float) -> tuple[Tensor, Tensor]:
         """Return the energy summed over clips and areas, and its terms (3, n, A) for the record.
 
-        ``scores`` are log Φ_c; ``time`` in [0, 1) is the share of the iterations that is done.
+        ``scores`` are those of `_scores`; ``time`` in [0, 1) is the share of the iterations done.
         """
         s = self.settings
         mask = canvas if s.on_canvas else self.geometry.crop(canvas)
@@ -440,8 +518,10 @@ class _Objective:
             core = core_loss(mask, s.areas, self.kernel, s.core_form)
             if time >= s.core_start:
                 energy = energy + self.balance * s.core_weight * core.sum()
-        phi = [score.exp() for score in scores]
+        phi = self.values(scores)
         rewards = scores if s.reward == "log" else phi
+        if not self.logs:
+            rewards = [score / self.unit for score in scores]
         kept = rewards[0] if s.variant != "deletion" else -rewards[0]
         energy = energy - kept.sum() + (rewards[1].sum() if s.variant == "dual" else 0)
         return energy, torch.stack([phi[0].view_as(area), area, core]).detach()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from stepkit.attribution.gradients import path_gradient
 from stepkit.checks import require
 from stepkit.removal import constant
+from stepkit.scores import PROBABILITY, Score
 from stepkit.segments import side_by_side, supervoxels
 
 LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 voxels, released
@@ -17,6 +18,7 @@ def xrai(
     clips: Tensor,
     targets: Tensor,
     *,
+    score: Score = PROBABILITY,
     batch_size,
     bar,
     segments: tuple[int, ...] = (50, 100, 150, 250, 500, 1200),
@@ -44,9 +46,8 @@ def xrai(
     attribution = torch.zeros_like(clips[:, 0])
     for colour in ((0, 0, 0), (1, 1, 1)):
         baseline = constant(colour).nothing(clips)
-        paths = path_gradient(
-            model, clips, baseline, targets, steps, batch_size=batch_size, bar=bar
-        )
+        options = {"batch_size": batch_size, "bar": bar, "score": score}
+        paths = path_gradient(model, clips, baseline, targets, steps, **options)
         attribution += paths.sum(1) / 2
 
     def ranked(clip, values):

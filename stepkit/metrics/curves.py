@@ -32,8 +32,10 @@ from stepkit import removal as removals
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require, tensor
 from stepkit.checks import targets as check_targets
-from stepkit.models import check_model, device_of, frozen, probability
+from stepkit.models import check_model, device_of, frozen, meet
 from stepkit.removal import Removal
+from stepkit.scores import PROBABILITY, Read, Score
+from stepkit.scores import named as named_score
 from stepkit.segments import side_by_side, supervoxels
 
 METRICS = {  # name: operation, order
@@ -103,6 +105,8 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
     baseline : Removal or str
         Its bottom rung is X̄; by default `stepkit.removal.fade`, the released code's. The paper's
         "mean of the training data" is ``stepkit.removal.mean(training_clips)``.
+    score : str, Score or callable
+        What the network is asked; Φ_c by default, see `stepkit.scores`.
     rule : str
         ``"mean"`` (default): Eq. 19, the mean over l = 1..L; ``"trapezoid"``: the released code's.
     batch_size : int
@@ -259,6 +263,7 @@ def _perturb(
     steps: int = 128,
     baseline: Removal | str = "fade",
     rule: str = "mean",
+    score: Score | str | Read = PROBABILITY,
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[list[Curve]]:
@@ -288,13 +293,15 @@ def _perturb(
     index = torch.empty(len(metrics), len(maps), len(clips), steps + 1, dtype=torch.long)
     device = device_of(model, clips.device)
     with frozen(model), torch.no_grad():
-        classes = check_model(model, clips[:1].to(device))
-        targets = check_targets(targets, len(clips), classes, device)
+        clips = clips.clone() if clips.is_inference() else clips
+        targets, score = check_targets(targets, len(clips), device), named_score(score)
+        meet(model, clips[:1].to(device), targets, score)
+        check_model(model, clips[:1].to(device), targets, score)
         rank, nothing = partial(unit_ranks, rank_by=rank_by), removals.named(baseline).nothing
         shown = _shown(clips, maps.values(), targets, metrics, cut, rank, nothing, index)
         most = index.numel()
         bar = tqdm(shown, desc="curves", total=most, disable=not progress, leave=False)
-        phi = _watch(model, bar, batch_size).to(clips.device)
+        phi = _watch(model, bar, batch_size, score).to(clips.device)
     require(bool(torch.isfinite(phi).all()), "model", "NaN on a perturbed clip", "finite logits")
     share = torch.arange(steps + 1) / steps
     return [[Curve(auc(curve, rule), curve, share) for curve in of_map] for of_map in phi[index]]
@@ -323,12 +330,12 @@ def _shown(clips, maps, targets, metrics, cut, rank, nothing, index) -> Iterator
                 index[i, m, n, step if order == "morf" else L - step] = known[key]
 
 
-def _watch(model: nn.Module, shown: Iterable, batch_size: int) -> Tensor:
+def _watch(model: nn.Module, shown: Iterable, batch_size: int, score: Score) -> Tensor:
     """Return Φ_c of each (clip, target); a batch may mix clips, methods and metrics."""
     shown, phi = iter(shown), []
     while batch := tuple(islice(shown, batch_size)):
         clips, targets = map(torch.stack, zip(*batch, strict=True))
-        phi.append(probability(model(clips), targets).float())
+        phi.append(score(model(clips), targets).float())
     return torch.cat(phi)
 
 
