@@ -449,10 +449,8 @@ def _check_gradient(leaf: Tensor, output: object, logit: Tensor) -> None:
         slope = torch.autograd.grad(*wanted, allow_unused=True) if logit.requires_grad else ()
     except RuntimeError as error:
         told = " ".join(str(error).split())[:200]
-        given = f"{type(error).__name__} ({told}) on the way back"
-        raise ValueError(
-            f"model: got {given}, expected one that autograd can go through"
-        ) from error
+        given, expected = f"{type(error).__name__} ({told})", "one that autograd can go through"
+        raise ValueError(f"model: got {given} on the way back, expected {expected}") from error
     reaches = any(part is not None and bool((part != 0).any()) for part in slope)
     expected = "a model that is differentiable with respect to the clips"
     require(reaches, "model", "no gradient at the clips", expected)

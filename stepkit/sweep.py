@@ -49,6 +49,7 @@ from stepkit.files import (
 )
 from stepkit.models import load_model, precision_of
 from stepkit.preparation import prepare
+from stepkit.scores import named as named_score
 
 TOGETHER = 8  # clips in memory at once
 CHUNK = 16  # perturbed copies of one clip that go through the network together
@@ -161,6 +162,7 @@ def measure(
         def alone(*_):
             return _make(method, model, [sample], CHUNK, seed, options)[0]
 
+        _make("random", model, [sample], 1, seed, {})  # passes that every model is met with, once
         made, cost = measured(alone, model, sample.clip[None])
         found = made | {name: torch.tensor(value) for name, value in cost.items()}
         write_tensors(path, key, found)
@@ -174,6 +176,11 @@ def clip_seed(seed: int, clip_id: str) -> int:
 
 
 def _key(sample, weights: str, method: str, options: dict, seed: int) -> str:
+    if "score" in options:
+        score = named_score(options["score"])
+        expected = "a function of a module, or a stepkit.scores.Score with a name of its own"
+        require("<" not in score.name, "score", score.name, expected)
+        options = options | {"score": score}
     facts = {
         "clip": fingerprint(sample.clip),
         "target": sample.target,
@@ -530,7 +537,8 @@ def asked(
     given = {key: read_yaml(f"--set {key}", value) for key, _, value in pairs}
     for name in method:
         one_of("method", name, known.index)
-        options[name] = {key: value for key, value in given.items() if key in known[name]}
+        has = [*known[name], "score"]
+        options[name] = {key: value for key, value in given.items() if key in has}
         used |= options[name].keys()
     for key in given:
         require(key in used, "--set", key, f"an option of {' or '.join(method)}")

@@ -340,7 +340,7 @@ def test_uploads_that_are_no_such_video_are_refused(explorer, tmp_path, monkeypa
         ({"models": {}}, "models: got none"),
         ({"clips": {}}, "clips: got none"),
         ({"clips": clip()[0]}, r"clips\['clip'\]: got shape"),
-        ({"targets": 4}, "targets: got 4..4, expected classes 0..3"),
+        ({"targets": 4}, "targets: got 4, expected classes 0..3"),
         ({"classes": ["a", "b"]}, "classes: got 2 names, expected 4"),
         ({"methods": {"magic": {}}}, "methods: got 'magic'"),
         ({"maps": {"other": {"clip": {"step": masks()}}}}, "maps, model: got 'other'"),

@@ -19,6 +19,7 @@ from stepkit import removal
 from stepkit.attribution import Settings, StepResult, attribute, heatmap, step
 from stepkit.attribution.step import PRESETS
 from stepkit.preparation import prepare
+from stepkit.scores import PROBABILITY
 
 SIZE = (3, 6, 7)  # T, H, W
 QUICK = {"iterations": 4, "areas": (0.1, 0.4), "learning_rate": 0.01}

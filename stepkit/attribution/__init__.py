@@ -10,9 +10,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import CheckpointError
 from tqdm.auto import tqdm
 
 from stepkit import checks
@@ -179,7 +176,7 @@ def quietly(
         if gradient and family == "perturbation":  # masks form without a gradient, too
             check_model(model, *first, gradient=True)
         given = {"seeds": seeds, "batch_size": batch_size, "bar": bar}
-        once = _one_pass() if looks else contextlib.nullcontext()
+        once = _one_pass(model) if looks else contextlib.nullcontext()
         with _watched(model, method, *first, gradient) as given["score"], once:
             wanted = inspect.signature(run).parameters
             given = {name: value for name, value in given.items() if name in wanted}
@@ -217,8 +214,6 @@ def _watched(model: nn.Module, method: str, clip: Tensor, targets: Tensor, score
     reads = {name: looking(getattr(score, name)) for name in ("value", "logit", "log")}
     try:
         yield replace(score, **reads)
-    except CheckpointError:
-        _refuse_checkpointing()
     except Exception:
         check_model(model, clip, targets, score, gradient)
         raise
@@ -229,26 +224,24 @@ def _watched(model: nn.Module, method: str, clip: Tensor, targets: Tensor, score
     require(finite, "model", f"NaN or infinity in {method}", "finite outputs")
 
 
-class _one_pass(TorchFunctionMode):  # noqa: N801, used as a function
-    """Refuses a network that runs parts of itself once more on the way back.
+@contextlib.contextmanager
+def _one_pass(model: nn.Module):
+    """Refuse a network that runs layers once more on the way back (activation checkpointing).
 
     What a method watches or changes in the forward pass would not be so in the second one.
     """
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in _LAYERS and torch._C._current_graph_task_id() != -1:
-            _refuse_checkpointing()
-        return function(*args, **(kwargs or {}))
+    def look(*_):
+        given = "activation checkpointing, which runs layers once more on the way back"
+        expected = "it switched off (model.gradient_checkpointing_disable() and its like)"
+        require(torch._C._current_graph_task_id() == -1, "model", given, expected)
 
-
-def _refuse_checkpointing():
-    given = "activation checkpointing, which computes layers once more on the way back"
-    expected = "it switched off (model.gradient_checkpointing_disable() and its like)"
-    require(False, "model", given, expected)
-
-
-_LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.relu, F.gelu, F.silu, F.batch_norm}
-_LAYERS |= {F.layer_norm, torch.relu, torch.Tensor.relu, torch.conv2d, torch.conv3d}
+    handles = [module.register_forward_pre_hook(look) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def methods() -> pd.DataFrame:

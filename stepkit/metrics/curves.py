@@ -290,9 +290,9 @@ def _perturb(
     def cut(clip):
         return superpixels(clip, segments, segments_per) if unit == "superpixel" else squares
 
-    index = torch.empty(len(metrics), len(maps), len(clips), steps + 1, dtype=torch.long)
     device = device_of(model, clips.device)
     with frozen(model), torch.no_grad():
+        index = torch.empty(len(metrics), len(maps), len(clips), steps + 1, dtype=torch.long)
         clips = clips.clone() if clips.is_inference() else clips
         targets, score = check_targets(targets, len(clips), device), named_score(score)
         meet(model, clips[:1].to(device), targets, score)
