@@ -66,7 +66,7 @@ ROWS = [
     (gradient, Watched, (nan(), 0), {}, ValueError, "clips: got NaN"),
     (gradient, Watched, (clips()[:0], 0), {}, ValueError, r"clips: got shape \(0, 3"),
     (gradient, Watched, (clips(), 2), {}, ValueError, "targets: got 2, expected classes 0"),
-    (gradient, Watched, (clips(), [0, -1]), {}, ValueError, "targets: got -1, expected class indices"),
+    (gradient, Watched, (clips(), [0, -1]), {}, ValueError, "targets: got -1, expected class"),
     (gradient, Watched, (clips(), [0]), {}, ValueError, r"targets: got shape \(1,\)"),
     (gradient, Watched, (clips(), [0.5, 1.0]), {}, TypeError, "targets: got dtype"),
     (gradient, Watched, (clips(), "dog"), {}, TypeError, "targets: got str"),
