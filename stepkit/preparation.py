@@ -58,13 +58,11 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
     """
     one_of("precision", precision, (None, "bfloat16", "auto"))
     try:
-        model = copy.deepcopy(model).eval().requires_grad_(False)
+        model = copy.deepcopy(model)
     except Exception as error:  # whatever a model holds may refuse
-        expected = (
-            "one that copy.deepcopy takes: remove hooks, what they have kept, and weight_norm"
-        )
-        require(False, "model", f"{type(model).__name__} ({error})", f"{expected}; or leave it be")
-    inner = _fold(nn.Sequential(model))
+        remedy = "remove hooks, what they have kept, and weight_norm, or take the model unprepared"
+        require(False, "model", error, f"one that copy.deepcopy takes: {remedy}")
+    inner = _fold(nn.Sequential(model.eval().requires_grad_(False)))
     if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device_of(model, "cpu"))):
         _fill_up(inner)
         model.bfloat16()
@@ -137,8 +135,10 @@ def _fold(model: nn.Sequential, part: bool = False) -> list[tuple[nn.Module, nn.
         layers = folded[conv], folded[norm] = model.get_submodule(conv), model.get_submodule(norm)
         model.set_submodule(conv, fuse_conv_bn_eval(*layers).requires_grad_(False))
         model.set_submodule(norm, nn.Identity())
-        block = model.get_submodule(conv.rpartition(".")[0])
-        if after and not part and isinstance(block, Conv2Plus1D | R2Plus1dStem):
+        home = conv.rpartition(".")[0]
+        block = model.get_submodule(home)
+        within = after.startswith(home + ".") and isinstance(block, Conv2Plus1D | R2Plus1dStem)
+        if within and not part:
             inner.append((conv, after))
     if folded and str(_Trace(model).graph) != str(traced.graph):
         inner = []  # its code asks what its layers are: the copy would go another way
@@ -175,8 +175,8 @@ class _Either:
     def __init__(self, part: _Entered, folded, layer: nn.Module):
         self.part, self.folded, self.layer = part, folded, layer
 
-    def __call__(self, x):
-        return self.folded(x) if self.part.running else self.layer.to(x)(x)
+    def __call__(self, input):
+        return self.folded(input) if self.part.running else self.layer.to(input)(input)
 
 
 class _Trace(fx.Tracer):
@@ -196,7 +196,10 @@ class _Trace(fx.Tracer):
                 for kind in hooks:
                     kind.clear()
         with torch.random.fork_rng([]):
-            self.trace(model)
+            try:
+                self.trace(model)
+            except Exception:  # it returns what is no tensor
+                self.opaque = ["0"]
 
     def call_module(self, module, forward, args, kwargs):
         known, stack = len(self.opaque), self.module_stack.copy()
@@ -206,9 +209,9 @@ class _Trace(fx.Tracer):
             self.opaque[known:], self.module_stack = [self.path_of_module(module)], stack
             return self.create_proxy("call_module", self.opaque[-1], args, kwargs)
 
-    def chains(self) -> Iterator[tuple[str, str, str | None]]:
-        """Yield a convolution, the normalisation that alone reads it, and the convolution, if any,
-        that alone reads that through a ReLU, by name.
+    def chains(self) -> Iterator[tuple[str, str, str]]:
+        """Yield names: a convolution, the normalisation that alone reads it, and the convolution
+        that alone reads that, through a ReLU, or "".
         """
         at, nodes = self.root.get_submodule, self.graph.nodes
         calls = Counter(at(node.target) for node in nodes if node.op == "call_module")
@@ -223,13 +226,12 @@ class _Trace(fx.Tracer):
         for node in nodes:
             names = [step.target for step in islice(_only_readers(node), 4)]
             layers = [at(name) for name in names]
-            if tuple(map(type, layers[:2])) in _FOLDABLE and alone(*layers[:2]):
-                conv, norm, *rest = layers
-                if norm.running_mean is not None and not (norm.training or conv.training):
-                    inner = [*map(type, rest)] == [nn.ReLU, type(conv)] and alone(
-                        conv, norm, rest[1]
-                    )
-                    yield names[0], names[1], names[3] if inner else None
+            kinds = [type(layer) for layer in layers]
+            if tuple(kinds[:2]) in _FOLDABLE and alone(*layers[:2]):
+                fixed = layers[1].running_mean is not None
+                if fixed and not any(layer.training for layer in layers[:2]):
+                    inner = kinds[2:] == [nn.ReLU, kinds[0]] and alone(*layers[:2], layers[3])
+                    yield *names[:2], names[3] if inner else ""
 
 
 def _only_readers(node: fx.Node) -> Iterator[fx.Node]:

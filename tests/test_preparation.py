@@ -407,6 +407,22 @@ class KeepsWhatItSees(Case):
         return self.seen
 
 
+@case
+class NamesTheInput(Case):
+    kept = 1
+
+    def maps(self, x):
+        return self.body(x) + self.body[0](input=x)
+
+
+@case
+class NamesTheInputUntraced(NamesTheInput):
+    kept = 0
+
+    def maps(self, x):
+        return super().maps(x) if shapes(x) else x
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_prepare_keeps_the_function_whatever_its_code(kind):
     torch.manual_seed(0)
@@ -434,8 +450,20 @@ def test_layers_that_others_call_stay_what_they_were_in_bfloat16():
 def test_a_model_that_cannot_be_copied_is_refused_with_the_remedy():
     model = Plain()
     model.seen = model(clips(1, 3, 6))  # as a hook might keep it: part of a graph
-    with pytest.raises(ValueError, match=r"^model: got Plain \(Only Tensors .* remove hooks"):
+    with pytest.raises(ValueError, match=r"^model: got Only Tensors .* remove hooks"):
         prepare(model)
+
+
+def test_a_model_may_return_anything():
+    class Out(Plain):
+        def forward(self, x):
+            return {super().forward(x)}  # a set: no step of a trace
+
+    model, x = with_statistics(Out()).eval(), clips(1, 3, 6)
+    ready = prepare(model)
+    assert count(ready, nn.BatchNorm3d) == 0
+    with torch.no_grad():
+        torch.testing.assert_close([*ready(x)], [*model(x)])
 
 
 @pytest.mark.parametrize("name", ["r2plus1d_narrow", "r50l_narrow"])
