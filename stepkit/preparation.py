@@ -48,7 +48,7 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
     Raises
     ------
     ValueError
-        Another precision; a model that cannot be copied.
+        Another precision; a model that cannot be copied or frozen.
 
     Examples
     --------
@@ -58,11 +58,11 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
     """
     one_of("precision", precision, (None, "bfloat16", "auto"))
     try:
-        model = copy.deepcopy(model)
-    except Exception as error:  # whatever a model holds may refuse
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception as error:  # whatever a model holds may refuse, and TorchScript does
         remedy = "remove hooks, what they have kept, and weight_norm, or take the model unprepared"
-        require(False, "model", error, f"one that copy.deepcopy takes: {remedy}")
-    inner = _fold(nn.Sequential(model.eval().requires_grad_(False)))
+        require(False, "model", f"'{error}'", f"one that can be copied and frozen: {remedy}")
+    inner = _fold(nn.Sequential(model))
     if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device_of(model, "cpu"))):
         _fill_up(inner)
         model.bfloat16()

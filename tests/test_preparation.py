@@ -447,11 +447,26 @@ def test_layers_that_others_call_stay_what_they_were_in_bfloat16():
         torch.testing.assert_close(prepare(model, "bfloat16")(x), model(x), rtol=0.02, atol=0.02)
 
 
-def test_a_model_that_cannot_be_copied_is_refused_with_the_remedy():
+def keeps_a_graph():
     model = Plain()
-    model.seen = model(clips(1, 3, 6))  # as a hook might keep it: part of a graph
-    with pytest.raises(ValueError, match=r"^model: got Only Tensors .* remove hooks"):
-        prepare(model)
+    model.register_forward_hook(lambda model, given, output: setattr(model, "seen", output))
+    model(clips(1, 3, 6))
+    return model
+
+
+def has_the_older_weight_norm():
+    return nn.Sequential(nn.utils.weight_norm(nn.Conv3d(3, 3, 1)))
+
+
+def is_a_script():
+    return torch.jit.trace(Plain().eval(), clips(1, 3, 6))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("build", [keeps_a_graph, has_the_older_weight_norm, is_a_script])
+def test_a_model_that_cannot_be_copied_is_refused_with_the_remedy(build):
+    with pytest.raises(ValueError, match=r"^model: got '.*', expected .* remove hooks"):
+        prepare(build())
 
 
 def test_a_model_may_return_anything():
