@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,10 +11,11 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.video.resnet import Conv2Plus1D, R2Plus1dStem
 
-from stepkit.checks import one_of
+from stepkit.checks import one_of, require
 from stepkit.models import device_of
 
 TILE = 32  # channels that a matrix unit takes at once, in bfloat16
+_FOLDABLE = (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d)
 
 
 def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = False) -> nn.Module:
@@ -21,16 +23,18 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
 
     In evaluation mode, its parameters frozen, each batch normalisation folded into the convolution
     before it (an identity stays in its place, so that names and hooks still fit), the weights of
-    convolutions with the channels last in memory. Outputs differ by rounding only; the clips'
-    gradient takes about half the time on a CPU. Every method and metric takes the copy as it takes
-    the model; LRP and its kin then see one layer where there were two. In bfloat16, the channels
-    between the two halves of a (2+1)D convolution are filled up to a multiple of 32 with zeros:
-    there are 45, 230 or 921 of them, which matrix units are slow at.
+    convolutions with the channels last in memory. Folded is only what a trace by ``torch.fx``
+    proves: that the normalisation alone reads the convolution's output. Outputs differ by rounding
+    only; the clips' gradient takes about half the time on a CPU. Every method and metric takes the
+    copy as it takes the model; LRP and its kin then see one layer where there were two. In
+    bfloat16, the channels between the two halves of a (2+1)D convolution are filled up to a
+    multiple of 32 with zeros: there are 45, 230 or 921 of them, which matrix units are slow at.
 
     Parameters
     ----------
     model : nn.Module
-        Any; left as it is. What ``torch.fx`` cannot trace is searched part by part.
+        Any; left as it is. Nothing is folded in parts whose code cannot be traced, as it loops over
+        frames or asks for shapes: who else reads a layer there, no trace tells.
     precision : str, optional
         ``"bfloat16"``: the layers compute in it, clips and logits stay float32. Worth it where the
         hardware multiplies such numbers, slower elsewhere. ``"auto"``: where `has_bfloat16` says
@@ -41,6 +45,11 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
         of one). Worth it for many iterations of one shape. Methods that look at layers, or change
         them, go the uncompiled way.
 
+    Raises
+    ------
+    ValueError
+        Another precision; a model that cannot be copied or frozen.
+
     Examples
     --------
     >>> model = prepare(load_model("r2plus1d_narrow", num_classes=6))
@@ -48,13 +57,14 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
     False
     """
     one_of("precision", precision, (None, "bfloat16", "auto"))
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for conv, norm in list(_foldable(model)):
-        folded = fuse_conv_bn_eval(model.get_submodule(conv), model.get_submodule(norm))
-        model.set_submodule(conv, folded.requires_grad_(False))
-        model.set_submodule(norm, nn.Identity())
+    try:
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception as error:  # whatever a model holds may refuse, and TorchScript does
+        remedy = "remove hooks, what they have kept, and weight_norm, or take the model unprepared"
+        require(False, "model", f"'{error}'", f"one that can be copied and frozen: {remedy}")
+    inner = _fold(nn.Sequential(model))
     if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device_of(model, "cpu"))):
-        _fill_up(model)
+        _fill_up(inner)
         model.bfloat16()
         model.register_forward_pre_hook(_narrowed)
         model.register_forward_hook(_widened)
@@ -69,14 +79,12 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
     return model
 
 
-def _fill_up(model: nn.Module) -> None:
-    """Add channels of zeros inside factorised convolutions, up to full `TILE`s."""
-    for block in model.modules():
-        if isinstance(block, Conv2Plus1D | R2Plus1dStem):
-            before, norm, _, after = [*block][:4]
-            more = -before.out_channels % TILE
-            if isinstance(norm, nn.Identity) and more <= before.out_channels / 2:
-                _add_channels(before, after, more)
+def _fill_up(inner: list[tuple[nn.Module, nn.Module]]) -> None:
+    """Add channels of zeros between the two convolutions of each pair, up to full `TILE`s."""
+    for before, after in inner:
+        more = -before.out_channels % TILE
+        if more <= before.out_channels / 2:
+            _add_channels(before, after, more)
 
 
 def _add_channels(before: nn.Module, after: nn.Module, more: int) -> None:
@@ -109,23 +117,87 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def _foldable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the names of convolutions and of the normalisations that alone see their outputs."""
-    try:
-        nodes = fx.Tracer().trace(model).nodes
-    except Exception:  # anything may stop the tracer: a model is free to be written as it likes
-        for name, child in model.named_children():
-            yield from _foldable(child, f"{prefix}{name}.")
-        return
-    calls = Counter(node.target for node in nodes if node.op == "call_module")
-    for node in nodes:
-        before = node.args[0] if node.args else None
-        if node.op != "call_module" or not isinstance(before, fx.Node):
-            continue
-        once = calls[node.target] == calls[before.target] == len(before.users) == 1
-        if once and before.op == "call_module":
-            conv, norm = (model.get_submodule(n.target) for n in (before, node))
-            pair = type(conv), type(norm)
-            fits = pair in ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
-            if fits and norm.running_mean is not None:
-                yield prefix + before.target, prefix + node.target
+def _fold(model: nn.Sequential) -> list[tuple[nn.Module, nn.Module]]:
+    """Fold in place what the trace of the only module inside ``model`` proves.
+
+    Returns the convolutions between which channels may be added: the two of a factorised one,
+    nothing else between them.
+    """
+    traced, folded, inner = _Trace(model), {}, []
+    for conv, norm, after in traced.chains():
+        layers = folded[conv], folded[norm] = model.get_submodule(conv), model.get_submodule(norm)
+        model.set_submodule(conv, fuse_conv_bn_eval(*layers).requires_grad_(False))
+        model.set_submodule(norm, nn.Identity())
+        home = conv.rpartition(".")[0]
+        block = model.get_submodule(home)
+        if after.startswith(home + ".") and isinstance(block, Conv2Plus1D | R2Plus1dStem):
+            inner.append((conv, after))
+    if folded and str(_Trace(model).graph) != str(traced.graph):
+        inner = []  # its code asks what its layers are: the copy would go another way
+        for name, layer in folded.items():
+            model.set_submodule(name, layer)
+    return [(model.get_submodule(a), model.get_submodule(b)) for a, b in inner]
+
+
+class _Trace(fx.Tracer):
+    """The steps of a model. A part whose code cannot be traced is one step, as a layer is."""
+
+    proxy_buffer_attributes = True  # reading a statistic is a step, too
+
+    def __init__(self, model: nn.Sequential):
+        super().__init__()
+        model = copy.deepcopy(model)  # its code may keep what it sees
+        self.opaque, self.hooked = [], []
+        for module in model.modules():
+            hooks = module._forward_hooks, module._forward_pre_hooks
+            hooks += module._backward_hooks, module._backward_pre_hooks
+            if any(hooks):
+                self.hooked.append(set(module.modules()))
+                for kind in hooks:
+                    kind.clear()
+        with torch.random.fork_rng([]):
+            try:
+                self.trace(model)
+            except Exception:  # it returns what is no tensor
+                self.opaque = ["0"]
+
+    def call_module(self, module, forward, args, kwargs):
+        known, stack = len(self.opaque), self.module_stack.copy()
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:  # a model is free to be written as it likes
+            self.opaque[known:], self.module_stack = [self.path_of_module(module)], stack
+            return self.create_proxy("call_module", self.opaque[-1], args, kwargs)
+
+    def chains(self) -> Iterator[tuple[str, str, str]]:
+        """Yield names: a convolution, the normalisation that alone reads it, and the convolution
+        that alone reads that, through a ReLU, or "".
+        """
+        at, nodes = self.root.get_submodule, self.graph.nodes
+        calls = Counter(at(node.target) for node in nodes if node.op == "call_module")
+        read = {at(n.target.rpartition(".")[0]) for n in nodes if n.op == "get_attr"}
+        read.update(layer for name in self.opaque for layer in at(name).modules())
+        places = Counter(c for module in self.root.modules() for c in module._modules.values())
+
+        def alone(*layers):  # called once, by traced code, and no hook sees what lies between them
+            once = all(calls[c] == places[c] == 1 and c not in read for c in layers)
+            return once and all(len({c in held for c in layers}) == 1 for held in self.hooked)
+
+        for node in nodes:
+            names = [step.target for step in islice(_only_readers(node), 4)]
+            layers = [at(name) for name in names]
+            kinds = [type(layer) for layer in layers]
+            if tuple(kinds[:2]) in _FOLDABLE and alone(*layers[:2]):
+                fixed = layers[1].running_mean is not None
+                if fixed and not any(layer.training for layer in layers[:2]):
+                    inner = kinds[2:] == [nn.ReLU, kinds[0]] and alone(*layers[:2], layers[3])
+                    yield *names[:2], names[3] if inner else ""
+
+
+def _only_readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield a call of a layer, the call that alone reads its output, and so on."""
+    while node.op == "call_module":
+        yield node
+        if len(node.users) != 1:
+            return
+        (node,) = node.users

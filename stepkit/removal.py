@@ -171,26 +171,31 @@ def named(removal: str | Removal) -> Removal:
     return makers[removal]()
 
 
-def gaussian_blur(frames: Tensor, sigma: float, edge: str = "zero") -> Tensor:
+def gaussian_blur(
+    frames: Tensor, sigma: float, edge: str = "zero", reach: int | None = None
+) -> Tensor:
     """Blur frames (..., H, W) with a Gaussian of ``sigma`` pixels, truncated at ⌈4σ⌉.
 
-    ``edge`` says what lies beyond the border: "zero", or "reflect" (d c b a | a b c d).
+    ``edge`` says what lies beyond the border: "zero", or "reflect" (d c b a | a b c d). ``reach``
+    truncates elsewhere, in pixels: ⌈4σ⌉ jumps with σ, which blurs that are compared must not do.
     """
     if sigma == 0:
         return frames
     rows, columns = (
-        gaussian_matrix(length, sigma, edge).to(frames) for length in frames.shape[-2:]
+        gaussian_matrix(length, sigma, edge, reach).to(frames) for length in frames.shape[-2:]
     )
     return rows @ frames @ columns.T
 
 
-def gaussian_matrix(length: int, sigma: float, edge: str = "zero") -> Tensor:
+def gaussian_matrix(
+    length: int, sigma: float, edge: str = "zero", reach: int | None = None
+) -> Tensor:
     """Return the matrix (length, length), float64, that blurs a row of pixels.
 
     The kernel sums to one before the border cuts it: with ``edge="zero"`` the rows near the border
     sum to less, as if zeros stood outside.
     """
-    reach = math.ceil(4 * sigma)
+    reach = math.ceil(4 * sigma) if reach is None else reach
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(length, -1)

@@ -172,10 +172,10 @@ def area_loss_with_ties(mask, v):
 
 
 def kernel(TK, HK, WK, shape="ellipsoid"):
-    """K of Eqs. 9-10. Choice: an axis of length one (0/0 in Eq. 9) lies in the centre."""
+    """K of Eqs. 9-10. Choice: an axis of length one (0/0 in Eq. 9) or two lies in the centre."""
 
     def place(i, n):
-        return 2 * i / (n - 1) - 1 if n > 1 else 0.0
+        return 2 * i / (n - 1) - 1 if n > 2 else 0.0
 
     k = np.zeros((TK, HK, WK))
     for t, i, j in np.ndindex(TK, HK, WK):
@@ -974,7 +974,10 @@ def smooth_gradient(model, x, c, noises, squared=False):
 
 
 def blur_integrated_gradient(model, x, c, m, sigma_max):
-    """Eq. 27 with ∂g/∂σ as a difference over 0.01 px; signed, (3, T, H, W)."""
+    """Eq. 27 with ∂g/∂σ as a difference over 0.01 px; signed, (3, T, H, W).
+
+    Choice: all blurs of the path are truncated at ⌈4·σ_max⌉.
+    """
 
     def g(sigma):
         blurred = torch.empty_like(x)
@@ -982,7 +985,7 @@ def blur_integrated_gradient(model, x, c, m, sigma_max):
             for t in range(x.shape[1]):
                 frame = x[colour, t].numpy()
                 if sigma > 0:
-                    options = {"mode": "constant", "radius": math.ceil(4 * sigma)}
+                    options = {"mode": "constant", "radius": math.ceil(4 * sigma_max)}
                     frame = gaussian_filter(frame, sigma, **options)
                 blurred[colour, t] = torch.from_numpy(np.array(frame))
         return blurred

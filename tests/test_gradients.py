@@ -92,6 +92,29 @@ def test_blur_ig_is_eq_27():
     torch.testing.assert_close(mapped, found.abs().mean(1))
 
 
+@pytest.mark.parametrize("sigma", [0.495, 0.7, 1.245, 2.995, 7.745, 10.245, 12.0])
+def test_blur_ig_follows_the_derivative_of_the_gaussian(sigma):
+    """Of its own kernel, not truncated: ⌈4σ⌉ jumps just above the σ that end in 5."""
+
+    def kernel_and_slope(length):
+        # at the middle of the difference, where it is exact to the second order
+        offsets, s = torch.arange(-400, 401).double(), sigma + 0.005
+        bell = torch.exp(-(offsets**2) / (2 * s**2))
+        kernel, slope = bell / bell.sum(), bell * offsets**2 / s**3
+        slope = (slope - kernel * slope.sum()) / bell.sum()
+        at = 400 + torch.arange(length)[:, None] - torch.arange(length)
+        return kernel[at], slope[at]
+
+    net, x, target = Net(), clips(1), torch.tensor([2])
+    (rows, row_slope), (columns, column_slope) = map(kernel_and_slope, SIZE[1:])
+    slope = row_slope @ x @ columns.T + rows @ x @ column_slope.T
+    # two points of the path: the clip, where ∂g/∂σ = 0, and σ
+    found = blur_path_gradient(net, x, target, 2, 2 * sigma, **ENGINE)
+    blurred = gaussian_blur(x, sigma, reach=400)
+    expected = sigma * slope[0] * reference.probability_gradient(net, blurred[0], 2)
+    assert (found[0] - expected).norm() < 2e-4 * expected.norm()
+
+
 def test_the_strongest_blur_follows_the_frame():
     net, x, targets = Net(), clips(), torch.tensor([2, 0])
     scaled = blur_ig(net, x, targets, steps=3, sigma_max=50 * 10 / 112, **ENGINE)

@@ -13,8 +13,10 @@ from stepkit.attribution.masks import (
     area_loss,
     core_kernel,
     core_loss,
+    kernel_length,
     top_share,
 )
+from stepkit.attribution.step import _settings
 
 PAPER = (112, 112, 7, 11)
 SIZES = [(12, 10, 3, 2), (9, 13, 2, 3), (16, 16, 4, 6), (5, 3, 1, 1), (2, 7, 7, 11), (1, 1, 1, 1)]
@@ -343,12 +345,45 @@ def test_kernel_of_unknown_shape_or_no_length_is_refused_by_name():
     with pytest.raises(ValueError, match=r"^kernel_length: got 0"):
         core_kernel(0, 11)
 
+    with pytest.raises(ValueError, match=r"^kernel_size: got 0"):
+        core_kernel(8, 0)
 
-@pytest.mark.parametrize(("length", "size"), [(8, 2), (2, 4), (1, 2)])
-def test_kernel_without_a_voxel_is_refused_by_name(length, size):
-    # by Eq. 9 no voxel of these boxes lies inside, so Z = 0
-    with pytest.raises(ValueError, match=r"^kernel_size"):
-        core_kernel(length, size)
+
+def test_kernel_of_two_frames_is_two_discs():
+    tube = core_kernel(2, 5)  # by Eq. 9 to the letter: two voxels, the poles
+    assert tube.equal(core_kernel(2, 5, "cylinder"))
+    assert (tube > 0).sum((1, 2)).tolist() == [13, 13]
+
+
+@pytest.mark.parametrize("size", [5, 7, 9, 11, 23])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 11, 14, 16])
+def test_kernel_has_about_the_volume_of_the_ellipsoid(length, size):
+    # more for discs (3/2); less for short axes: they end at the centres of the outermost voxels
+    voxels = int((core_kernel(length, size) > 0).sum())
+    assert 1 / 3 < voxels / (math.pi / 6 * length * size**2) < 3 / 2
+
+
+@pytest.mark.parametrize("edge", [8, 32, 56, 112])
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 16])
+def test_core_loss_looks_at_a_good_part_of_any_clip(frames, edge):
+    """A part of the canvas is looked at if it has a slope; inscribed discs would see π/4 of it."""
+    s = _settings("default", {}, (frames, edge, edge))
+    kernel = core_kernel(s.kernel_length, s.kernel_size)
+    canvas = draw(1, 1, frames, *MaskGeometry(edge, edge, s.step, s.sigma).canvas)
+    seen = gradient(lambda m: core_loss(m, (0.1,), kernel, "released"), canvas) != 0
+    assert seen.double().mean() > 0.15
+
+
+@pytest.mark.parametrize(
+    ("printed", "frames", "length"),
+    [
+        *[(0, 16, 0), (5, 16, 5), (8, 16, 8), (14, 16, 14), (8, 32, 16)],
+        *[(0, 8, 0), (5, 8, 3), (8, 8, 4), (11, 8, 6), (14, 8, 7)],
+        *[(5, 4, 3), (8, 4, 3), (14, 4, 4), (8, 3, 3), (8, 2, 2), (14, 1, 1)],
+    ],
+)
+def test_kernel_length_follows_the_clip(printed, frames, length):
+    assert kernel_length(printed, frames) == length
 
 
 # -------------------------------------------------------------------------------- L_K, Eqs. 7 and 8

@@ -4,6 +4,8 @@ Methods that average gradients over points (noisy copies, points of a path) shar
 `mean_gradient`: it makes the points of a clip chunk by chunk, and keeps nothing but their sum.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -207,7 +209,8 @@ def blur_ig(
     """Blur integrated gradients (Eq. 27), absolute and averaged over RGB; (N, T, H, W).
 
     The path runs from the clip into its blur: σ_k = (k−1)·σ_max/m, each frame blurred alone, zeros
-    beyond the border. ∂g/∂σ is the difference over 0.01 px, as released.
+    beyond the border. ∂g/∂σ is the difference over 0.01 px, as released. All blurs of the path are
+    truncated at ⌈4·σ_max⌉, so that nothing but σ changes along it.
 
     Parameters
     ----------
@@ -238,11 +241,14 @@ def blur_path_gradient(
     _check_count("steps", steps)
     strongest = 50 * min(clips.shape[-2:]) / 112 if sigma_max is None else sigma_max
     require(strongest > 0, "sigma_max", sigma_max, "a positive number of pixels")
+    reach = math.ceil(4 * strongest)
 
     def at(i, k):
         sigmas = [(number - 1) * strongest / steps for number in k.tolist()]
-        x = torch.stack([gaussian_blur(clips[i], sigma) for sigma in sigmas])
-        more = torch.stack([gaussian_blur(clips[i], sigma + DIFFERENCE) for sigma in sigmas])
+        x, more = (
+            torch.stack([gaussian_blur(clips[i], sigma + d, reach=reach) for sigma in sigmas])
+            for d in (0, DIFFERENCE)
+        )
         return x, (more - x) / DIFFERENCE
 
     options = {"batch_size": batch_size, "bar": bar, "desc": "blur IG", "score": score}

@@ -271,12 +271,13 @@ def area_loss(masks: Tensor, areas) -> Tensor:
 def core_kernel(length: int, size: int, shape: str = "ellipsoid") -> Tensor:
     """Return the kernel K of Eqs. 9-10, float64 (length, size, size), summing to one.
 
-    An ellipsoid inscribed in the box, or the cylinder that the paper mentions. A box one voxel long
-    has its only slice at the centre.
+    An ellipsoid inscribed in the box, its poles on the outermost slices, or the cylinder that the
+    paper mentions. One or two slices have nothing between poles: they lie at the centre, whole.
     """
     one_of("kernel_shape", shape, ("ellipsoid", "cylinder"))
     require(length >= 1, "kernel_length", length, "at least one frame")
-    edges = ([-1, 1] if n > 1 else [0, 0] for n in (length, size, size))
+    require(size >= 1, "kernel_size", size, "at least one pixel")
+    edges = ([-1, 1] if n > 2 else [0, 0] for n in (length, size, size))
     axes = (
         torch.linspace(*ends, n, dtype=torch.float64)
         for ends, n in zip(edges, (length, size, size), strict=True)
@@ -284,10 +285,15 @@ def core_kernel(length: int, size: int, shape: str = "ellipsoid") -> Tensor:
     t, i, j = torch.meshgrid(*axes, indexing="ij")
     radius = i**2 + j**2 + (t**2 if shape == "ellipsoid" else 0)
     kernel = (radius <= 1 + 1e-12).double()
-    require(
-        bool(kernel.any()), "kernel_size", f"{length}x{size}x{size}", "a kernel with a voxel in it"
-    )
     return kernel / kernel.sum()
+
+
+def kernel_length(printed: int, frames: int) -> int:
+    """Return T_K for a clip of ``frames`` frames, as ``printed`` for the paper's 16, in proportion.
+
+    At least 3, of which the middle one is whole, and at most the clip; 0 (no L_K) stays 0.
+    """
+    return min(frames, max(3, round(printed * frames / 16))) if printed else 0
 
 
 def core_loss(masks: Tensor, areas, kernel: Tensor, form: str = "printed") -> Tensor:

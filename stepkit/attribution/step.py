@@ -25,6 +25,7 @@ from stepkit.attribution.masks import (
     area_loss,
     core_kernel,
     core_loss,
+    kernel_length,
     random_masks,
 )
 from stepkit.checks import clips as check_clips
@@ -73,7 +74,8 @@ class Settings:
     core_start : float
         λ2 is 0 for this share of the iterations.
     kernel_length, kernel_size : int or None
-        T_K (0: no L_K) and H_K = W_K; by default 8 and 11 at 16×112×112, in proportion.
+        T_K (0: no L_K) and H_K = W_K; by default 8 and 11 at 16×112×112, in proportion. T_K
+        is at least 3 and H_K at least 5, or the clip's: smaller ellipsoids are poles with no body.
     kernel_shape : str
         ``"ellipsoid"`` or ``"cylinder"``.
     core_form : str
@@ -396,9 +398,9 @@ def _settings(preset: str, options: dict, size) -> Settings:
     chosen = replace(PRESETS[preset], **options)
     frames, height, width = size
     scaled = MaskGeometry.scaled(height, width)
-    size = min(height, width, max(3, round(11 * min(height, width) / 112)))
+    size = min(height, width, max(5, round(11 * min(height, width) / 112)))
     implied = {
-        "kernel_length": max(1, round(8 * frames / 16)),
+        "kernel_length": kernel_length(8, frames),
         "kernel_size": size - (size + 1) % 2,  # odd: an even ellipsoid has no poles
         "step": scaled.step,
         "sigma": scaled.sigma,
