@@ -6,8 +6,10 @@ import pandas as pd
 
 from stepkit.checks import one_of
 
+__all__ = ["FOLDER", "STANDS_FOR", "TABLES", "beside", "family", "table"]
+
 STANDS_FOR = {"appearance": "ucf101-24", "object": "epic-object", "motion": "something-v2"}
-FOLDER = Path(__file__).parent / "paper"
+FOLDER = Path(__file__).parents[1] / "paper"
 TABLES = {
     "accuracy": "table3_accuracy.csv",
     "kernel_length": "table4_kernel_length.csv",
