@@ -58,9 +58,9 @@ def by_scene(
 ) -> pd.DataFrame:
     """Return the mean over clips of each column of ``values``, and its interval over scenes.
 
-    Clips of one scene are alike, so a bootstrap sample draws scenes, each with all of its clips, and
-    takes the mean over the clips drawn. With fewer than 30 scenes the interval is Student's t with
-    the standard error of the scenes, ``se``.
+    Clips of one scene are alike, so a bootstrap sample draws scenes, each with all of its clips,
+    and takes the mean over the clips drawn. With fewer than 30 scenes the interval is Student's t
+    with the standard error ``se``.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ def by_scene(
     -------
     DataFrame
         A row per column of ``values``: ``mean, low, high``; ``se``, the standard error
-        sqrt(S/(S-1)·Σ_s e_s²)/N of the mean, where e_s is the sum over a scene's clips of value less
-        mean; ``sd``, the standard deviation over clips; ``n``, ``scenes``.
+        sqrt(S/(S-1)·Σ_s e_s²)/N of the mean, where e_s is the sum over a scene's clips of value
+        less mean; ``sd``, the standard deviation over clips; ``n``, ``scenes``.
 
     Examples
     --------

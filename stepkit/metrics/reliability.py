@@ -96,7 +96,8 @@ def reliability(
 
     A bootstrap sample may hold a clip twice. The clip then counts twice, but not as a pair with
     itself, whose ρ of 1 would lift the interval off α; neither do two copies of a scene pair. With
-    fewer than three scenes that count there is no interval (NaN). Where rankings have nothing in common, α ≈ 0, it is too wide.
+    fewer than three scenes that count there is no interval (NaN). Where rankings have nothing in
+    common, α ≈ 0, it is too wide.
 
     References
     ----------
@@ -185,7 +186,7 @@ def alpha_difference(
     """Return α of one set of scores minus α of another, on the same bootstrap samples of the clips.
 
     ``one`` and ``other`` hold ``scores``, ``random_scores``, and the options ``lower_is_better``
-    and ``include_random`` of `reliability`, whose ``scenes`` these are. Returns ``mean, low, high``;
+    and ``include_random`` of `reliability`, which also has ``scenes``. Returns ``mean, low, high``;
     NaN where α is undefined.
     """
     alphas, drawn = [], []

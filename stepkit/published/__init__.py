@@ -1,18 +1,18 @@
 """What is published: the tables that the paper prints, and what its authors' own scores decide.
 
 The authors' repository holds, in its history, the score of every map of Tables IV and V, video by
-video. It has no licence, so the scores are not part of this project. What our code computes from
-them is: ``stepkit/paper/authors_*.csv``. ``python -m stepkit.published --help`` says how to read the
-scores out of a clone and to compute these tables again.
+video. It has no licence, so the scores are not part of this project; what our code computes from
+them is, ``stepkit/paper/authors_*.csv``. ``python -m stepkit.published --help`` says how to read
+the scores out of a clone, and how to compute these tables again.
 """
 
 import pandas as pd
 
 from stepkit.checks import one_of
 from stepkit.published import decided, scores
-from stepkit.published.printed import FOLDER, STANDS_FOR, TABLES, beside, family, table
+from stepkit.published.printed import FOLDER, LABELS, STANDS_FOR, TABLES, beside, family, table
 
-__all__ = ["FOLDER", "STANDS_FOR", "TABLES", "authors", "beside", "family", "table"]
+__all__ = ["FOLDER", "LABELS", "STANDS_FOR", "TABLES", "authors", "beside", "family", "table"]
 
 
 def authors(name: str, folder: str = "") -> pd.DataFrame:

@@ -3,8 +3,8 @@
 Every table takes the scores by cell, as `stepkit.published.scores.read` returns them. Its rows say
 ``dataset, model, unit, metric``; ``mean, low, high``, a value and its 95 % interval over scenes;
 ``videos, scenes``, how many; ``runs``, the authors' maps that it was computed from, as their logs
-name them; ``code``, whose scores those are. ``verdict`` is of the claim that STEP is better than ``against``; a difference within
-`MARGIN` is level.
+name them; ``code``, whose scores those are. ``verdict`` is of the claim that STEP is better than
+``against``; a difference within `MARGIN` is level.
 """
 
 import itertools
@@ -42,7 +42,7 @@ Scores = dict[Cell, pd.DataFrame]
 
 
 def means(cells: Scores) -> pd.DataFrame:
-    """Return the mean score of every ``method``, ``sd`` over videos, and the printed one, ``paper``.
+    """Return the mean score of every ``method``, ``sd`` over videos, and what the ``paper`` prints.
 
     That is Table V's; for values of T_K, Table IV's. ``agrees``: it is the mean to less than a unit
     of its last digit, rounded or cut off.

@@ -21,10 +21,13 @@ from stepkit.published.scores import METHODS, VIDEOS, Cell
 COMMIT = "f247bbc"  # "remove outs_files"; its parent has them
 LOGS = ("outs_*/*morf*.txt", "outs_all/*.txt")
 EARLIER = (  # runs that the authors made again, or stopped: folder and file of each
-    *(
-        f"outs_sthsthv2/r2p1d_ins_morf_{run}.txt"
-        for run in "eb grad_cam ig sg perturb_core5 perturb_core8 perturb_core11".split()
-    ),
+    "outs_sthsthv2/r2p1d_ins_morf_eb.txt",
+    "outs_sthsthv2/r2p1d_ins_morf_grad_cam.txt",
+    "outs_sthsthv2/r2p1d_ins_morf_ig.txt",
+    "outs_sthsthv2/r2p1d_ins_morf_sg.txt",
+    "outs_sthsthv2/r2p1d_ins_morf_perturb_core5.txt",
+    "outs_sthsthv2/r2p1d_ins_morf_perturb_core8.txt",
+    "outs_sthsthv2/r2p1d_ins_morf_perturb_core11.txt",
     "outs_epic/r50l_ins_morf_perturb_rerun.txt",
     "outs_sthsthv2_old/*",
     "outs_ucf101/r2p1d_ins_morf_blur_ig_cm16.txt",  # whole; Table V has its mean, .62
