@@ -106,8 +106,8 @@ def _of_reliability() -> list[list[str]]:
         [
             "Insertion is the reliable metric, for both networks (§V-C)",
             f"α by patches, R(2+1)D: {by_model[R2P1D]}. R50L: {by_model[R50L]}.",
-            "**holds** for R(2+1)D; **does not hold** for R50L, where α is about that of the metric "
-            "set aside above, or lower",
+            "**holds** for R(2+1)D; **does not hold** for R50L, where α is about that of the "
+            "metric set aside above, or lower",
             "α belongs to a network and its data. Table V's R50L columns rank methods by a metric "
             "that ranks them differently on each video.",
         ],
