@@ -182,7 +182,9 @@ def _sizes(found: pd.DataFrame) -> dict:
     row = {"cells": len(found), "sd": found["sd"].median(), "scene_sd": middle}
     row |= {"scene_sd_least": per_scene.min(), "scene_sd_largest": per_scene.max()}
     row["told_by_60"] = POWER * middle / 60**0.5
-    return row | {f"for_{d}": math.ceil((POWER * middle / d) ** 2) for d in (0.02, 0.05, 0.1)}
+    few = norm.ppf(0.975) ** 2 / 2  # what Student's t asks for beyond the normal's count
+    sizes = {d: math.ceil((POWER * middle / d) ** 2 + few) for d in (0.02, 0.05, 0.1)}
+    return row | {f"for_{d}": size for d, size in sizes.items()}
 
 
 def _named(cell: Cell, found: pd.DataFrame, level: str, runs: list[str]) -> pd.DataFrame:
