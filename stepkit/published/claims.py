@@ -43,10 +43,11 @@ def finding() -> list[str]:
     return [
         "**STEP is ahead of every method on UCF101-24 with R(2+1)D** (by patches "
         f"{nearest} over the nearest, Score-CAM), **behind Grad-CAM with the same network** on "
-        f"{' and '.join(trails)}, and in no column of the recurrent network ahead of all.",
+        f"{' and '.join(trails)}, and in no column of the recurrent network ahead of all "
+        "methods.",
         f"**Its new term L_K helps**, in {len(helps)} of {len(without)} columns, by "
         f"{helps['mean'].min():.3f} to {helps['mean'].max():.3f}; no other length of its kernel is "
-        "better than the T_K = 8 of the paper, and 11 is as good.",
+        "better than the paper's T_K = 8, and 11 is level with it.",
         "**How reliable a metric is depends on the network**: α of insertion is "
         f"{_number(_at(insertion, **where))} for the first pair and {r50l.min():.3f} to "
         f"{r50l.max():.3f} for the recurrent network; deletion, set aside as unreliable, has "
