@@ -17,16 +17,9 @@ from scipy.stats import t as student
 from stepkit import stats
 from stepkit.metrics import alpha_difference, reliability
 from stepkit.published import logs, printed
-from stepkit.published.scores import LENGTHS, PRINTED, UNPRINTED, Cell, classes, scenes
+from stepkit.published.scores import LENGTHS, PRINTED, RANKED, UNPRINTED, Cell, classes, scenes
 
 MARGIN = 0.02  # of AUC: less is of no interest
-RANKED = [
-    "gradient",
-    "integrated_gradients",
-    "smoothgrad",
-    "smoothgrad_squared",
-    "grad_cam",
-]  # §V-C
 STRONG = ["smoothgrad_squared", "xrai", "excitation_backprop", "grad_cam"]  # "noticeable", §V-G
 PAIRS = [  # whose differences are sized: metric, methods
     ("insertion", [*PRINTED, *UNPRINTED, "step"]),
@@ -130,7 +123,7 @@ def by_class(cells: Scores) -> pd.DataFrame:
     for cell, table in cells.items():
         of_class = classes(cell.dataset, table.index)
         for name, part in table.groupby(of_class) if of_class and not cell.lower_is_better else ():
-            others = [*STRONG, "score_cam", "step_t0"]
+            others = [m for m in [*STRONG, "score_cam", "step_t0"] if m in part]
             found = _summary(cell, pd.DataFrame({m: part["step"] - part[m] for m in others}))
             found["verdict"] = _verdict(cell, found)
             found.insert(0, "class", name)
@@ -150,8 +143,10 @@ def power(cells: Scores) -> pd.DataFrame:
     rows = []
     for metric, methods in PAIRS:
         pairs = list(itertools.combinations(methods, 2))
-        found = pd.concat(_spread(c, t, pairs) for c, t in cells.items() if c.metric == metric)
-        for (one, other), part in found.groupby(level=(0, 1), sort=False):
+        some = [c for c, t in cells.items() if c.metric == metric and len({*methods} & {*t}) > 1]
+        found = [_spread(cell, cells[cell], pairs) for cell in some]
+        each = pd.concat(found).groupby(level=(0, 1), sort=False) if found else ()
+        for (one, other), part in each:
             rows.append({"metric": metric, "one": one, "other": other} | _sizes(part))
     return _bound([pd.DataFrame(rows)])
 

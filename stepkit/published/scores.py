@@ -20,6 +20,7 @@ PRINTED = [  # the methods of Table V, in its order
     "grad_cam",
 ]
 UNPRINTED = ["score_cam", "guided_backprop"]  # run, and in no table of the paper
+RANKED = [PRINTED[i] for i in (1, 2, 3, 4, 8)]  # G, IG, SG, SG2, GC: those of α, §V-C
 LENGTHS = ["step_t0", "step_t5", "step_t11", "step_t14"]  # T_K; "step" is 8
 VARIANTS = ["step_t5_cylinder", "step_t8_cylinder", "step_t8_fade"]
 METHODS = ["random", *PRINTED, *UNPRINTED, "step", *LENGTHS, *VARIANTS]
@@ -66,19 +67,22 @@ def read(folder) -> dict[Cell, pd.DataFrame]:
     Raises
     ------
     ValueError
-        No scores in ``folder``, a method that is not known, a score that is missing or no number.
+        No scores in ``folder``, a method that is not known or that is missing (STEP, those of α), a
+        score that is missing.
     """
     paths = {cell: Path(folder) / ("_".join(cell) + ".csv") for cell in CELLS}
     found = {cell: path for cell, path in paths.items() if path.is_file()}
     wanted = "a folder that `python -m stepkit.published authors` wrote, such as "
     require(len(found) > 0, "authors", f"no scores in {folder}", wanted + paths[CELLS[0]].name)
-    return {cell: _table(path) for cell, path in found.items()}
+    return {cell: _table(cell, path) for cell, path in found.items()}
 
 
-def _table(path: Path) -> pd.DataFrame:
+def _table(cell: Cell, path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype={"video": str}).set_index("video").sort_index()
     strange = sorted(set(table) - set(METHODS))
     require(not strange, path.name, f"columns {strange}", f"some of {METHODS}")
+    missing = [m for m in ["random", *RANKED, cell.step] if m not in table]
+    require(not missing, path.name, f"no {missing}", "STEP, random, and the methods of α")
     known = bool(table.notna().all(axis=None)) and table.index.is_unique
     require(known, path.name, "a gap or a video twice", "one score for each video and method")
     return table[[method for method in METHODS if method in table]]
