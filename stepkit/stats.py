@@ -80,8 +80,8 @@ def by_scene(
 
     Examples
     --------
-    >>> by_scene(pd.DataFrame({"gap": [1.0, 1.0, 1.0]}), ["a", "a", "b"]).loc["gap", "high"]
-    np.float64(1.0)
+    >>> by_scene(pd.DataFrame({"gap": [1.0, 1.0, 1.0]}), ["a", "a", "b"])["high"].tolist()
+    [1.0]
     """
     x, (codes, known) = values.to_numpy(float), pd.factorize(np.asarray(scenes))
     require(
