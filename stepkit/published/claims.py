@@ -168,7 +168,7 @@ def _of_the_term() -> list[list[str]]:
         [
             "A cylinder as kernel does about as well as the ellipsoid (§III-B)",
             f"Ellipsoid minus cylinder {_span(cylinder)}; level in "
-            f"{(cylinder['verdict'] == 'level').sum()} of the {len(cylinder)} columns that have it.",
+            f"{(cylinder['verdict'] == 'level').sum()} of {len(cylinder)} columns.",
             "**level**",
             "",
         ],
