@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stepkit import checks
+from stepkit.attribution import methods
 from stepkit.viz import DPI, FONT, Picture, caption
 
 # Okabe and Ito's palette, which colour-blind readers tell apart (less its yellow, too pale on
@@ -93,6 +94,21 @@ def _interval(values: np.ndarray) -> np.ndarray:
 
 
 def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, title=None) -> Figure:
+    """Plot a table of means with intervals, all panels side by side; see `forest`."""
+    return forest(table, xlabel=xlabel, zero=zero, title=title, across=0, width=9)
+
+
+def forest(
+    table: pd.DataFrame,
+    *,
+    xlabel: str,
+    zero: bool = True,
+    title=None,
+    across: int = 2,
+    width: float = 5.6,
+    margin: float = 0.0,
+    sharex: bool = True,
+) -> Figure:
     """Plot a table of means with intervals: a panel per outer group, a row per inner one.
 
     Parameters
@@ -106,41 +122,77 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, titl
         Draw a line at 0.
     title : str, optional
         Above the picture.
+    across : int
+        Panels beside one another; 0: all.
+    width : float
+        Of the picture, in inches; 5.6 can be read at 420 pixels.
+    margin : float
+        Shade what is nearer to 0.
+    sharex : bool
+        One scale for all panels.
 
     Returns
     -------
     Figure
-        Dots with their intervals; a cross where the paper prints a number.
+        Dots with their intervals, a cross where the paper prints a number. A method has the same
+        colour in every picture, as a row and as a marker. Printed in grey, the shape of a marker
+        tells it from others, and every second is hollow.
     """
     fits = isinstance(table.index, pd.MultiIndex) and table.index.nlevels == 3
     checks.require(fits, "table", f"{table.index.nlevels} index levels", "panel, marker, row")
-    panels, marks, rows = (list(dict.fromkeys(table.index.get_level_values(i))) for i in range(3))
-    height = 0.9 + max(1.6, 0.13 * len(rows) * (len(marks) + 1))
-    figure = Picture(figsize=(9, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    apart = 0.7 / max(1, len(marks))
-    for ax, panel in zip(axes, panels, strict=True):
-        for i, mark in enumerate(marks):
-            known = [row for row in rows if (panel, mark, row) in table.index]
-            part = table.loc[[(panel, mark, row) for row in known]]
-            y = np.array([rows.index(row) for row in known]) + apart * (i - (len(marks) - 1) / 2)
-            style = {"color": COLOURS[i % 7], "markersize": 4.5, "linewidth": 1.2}
-            ax.hlines(y, part["low"], part["high"], color=COLOURS[i % 7], linewidth=1.2)
-            ax.plot(part["mean"], y, MARKERS[i % 9], **style, label=caption(mark))
-            if "paper" in part and part["paper"].notna().any():
-                paper = caption(mark.removesuffix("_narrow"))
-                style |= {"label": f"{paper} in the paper", "alpha": 0.6}
-                ax.plot(part["paper"], y, "x", **style)
+    panels, rows = (list(dict.fromkeys(table.index.get_level_values(i))) for i in (0, 2))
+    parts = {panel: table.loc[[panel]].droplevel(0) for panel in panels}
+    marks = {name: list(dict.fromkeys(t.index.get_level_values(0))) for name, t in parts.items()}
+    across = min(across or len(panels), len(panels))
+    down = math.ceil(len(panels) / across)
+    most = max(map(len, marks.values()))
+    height = 0.9 + down * max(0.8, 0.3 + (0.08 + 0.065 * most) * len(rows))
+    figure = Picture(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(down, across, sharex=sharex, sharey=True, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    legend = {}
+    for ax, panel in zip(axes, panels, strict=False):
+        _rows_of(ax, parts[panel], marks[panel], rows)
+        legend |= {name: line for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         if zero:
-            ax.axvline(0, color="0.4", linewidth=0.8)
+            ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+        if margin:
+            ax.axvspan(-margin, margin, color="0.9", linewidth=0, zorder=0)
         ax.set_yticks(range(len(rows)), [caption(row) for row in rows])
+        ax.set_ylim(len(rows) - 0.4, -0.6)
         _dress(ax, "", str(panel))
+        ax.title.set_fontsize(FONT - 1)
         ax.margins(x=0.04)
     figure.supxlabel(xlabel, fontsize=FONT)
-    axes[0].invert_yaxis()
     figure.suptitle(title or "", fontsize=FONT, x=0, ha="left")
-    _legend(figure, axes[0], "")
+    style = {"fontsize": FONT - 1, "frameon": False, "ncols": 2 if width < 9 else 4}
+    figure.legend(legend.values(), legend, loc="outside upper center", columnspacing=1, **style)
     return figure
+
+
+def _rows_of(ax, table: pd.DataFrame, marks: list, rows: list) -> None:
+    """Draw the rows of one panel, a set of markers for each value of the first level."""
+    known = {method: i for i, method in enumerate(methods().index)}
+    apart = 0.7 / len(marks)
+    for i, mark in enumerate(marks):
+        own = [row for row in rows if (mark, row) in table.index]
+        part = table.loc[[(mark, row) for row in own]]
+        y = np.array([rows.index(row) for row in own]) + apart * (i - (len(marks) - 1) / 2)
+        of_rows = [COLOURS[known[row] % 7] for row in own if row in known]
+        look = "0.2" if of_rows else COLOURS[known.get(mark, i) % 7]
+        colours = of_rows if len(of_rows) == len(own) else look
+        shape = MARKERS[known.get(mark, i) % 9]
+        fill = {"markerfacecolor": "white"} if i % 2 else {}
+        ax.hlines(y, part["low"], part["high"], color=colours, linewidth=1.3)
+        style = {"color": look, "linestyle": "", "markersize": 4.5, "label": caption(mark)}
+        ax.plot(part["mean"], y, shape, **style | fill)
+        dots = {"s": 20, "edgecolors": colours, "facecolors": "white" if fill else colours}
+        ax.scatter(part["mean"], y, marker=shape, zorder=3, **dots)
+        if "paper" in part and part["paper"].notna().any():
+            name = caption(str(mark).removesuffix("_narrow"))
+            style |= {"label": f"{name} in the paper", "zorder": 1.8}
+            ax.plot(part["paper"], y, "x", **style | {"markersize": 5})
 
 
 def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:

@@ -76,13 +76,19 @@ def keep_claims(folder: Path, profile: str, path: Path) -> int:
 
 
 def claims_page(table) -> str:
-    """Return a claims table as Markdown: a table per profile, a column per dataset and model."""
+    """Return the claims as Markdown: by the authors' own scores, then a table per profile of ours.
+
+    A profile's table has a column per dataset and model.
+    """
+    from stepkit.published import claims
+
     table = table.astype({"unit": object, "against": object})
     table = table.fillna({"unit": "", "against": "", "ratio": 0.0})
     told = ["`python -m stepkit reproduce --profile <name> --store` writes this page and its CSV."]
     told += ["Each cell: the difference that the claim is about, its 95 % interval over clips, and"]
     told += ["what follows. *Against* is the best other method or setting on the same clips."]
-    parts = ["# The paper's claims, as they come out here", "\n".join(told)]
+    head = "# The paper's claims, as they come out here"
+    parts = [claims.page(), head, "\n".join(told)]
     for profile, rows in table.groupby("profile", sort=False):
         cells = rows[["dataset", "model"]].drop_duplicates().sort_values(["dataset", "model"])
         names = [f"{d}<br>{m}" for d, m in cells.itertuples(index=False)]

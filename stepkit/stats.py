@@ -2,8 +2,12 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from stepkit.checks import require
+
+FEW_SCENES = 30  # with fewer, the percentile bootstrap covers too little
+_BLOCK = 1_000_000  # counts of draws that are held at once; does not change the result
 
 
 def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int = 0) -> pd.Series:
@@ -47,6 +51,66 @@ def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int
         means = values[clips[:, :, None], trainings[:, None]].mean((1, 2))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return pd.Series({"mean": values.mean(), "low": low, "high": high, "n": float(len(values))})
+
+
+def by_scene(
+    values: pd.DataFrame, scenes, samples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Return the mean over clips of each column of ``values``, and its interval over scenes.
+
+    Clips of one scene are alike, so a bootstrap sample draws scenes, each with all of its clips,
+    and takes the mean over the clips drawn. With fewer than 30 scenes the interval is Student's t
+    with the standard error ``se``.
+
+    Parameters
+    ----------
+    values : DataFrame
+        (N, K), a row per clip; for paired comparisons, differences.
+    scenes : array-like
+        (N,), the scene of each clip; at least two.
+    samples, level, seed
+        As for `bootstrap_mean`.
+
+    Returns
+    -------
+    DataFrame
+        A row per column of ``values``: ``mean, low, high``; ``se``, the standard error
+        sqrt(S/(S-1)·Σ_s e_s²)/N of the mean, where e_s is the sum over a scene's clips of value
+        less mean; ``sd``, the standard deviation over clips; ``n``, ``scenes``.
+
+    Examples
+    --------
+    >>> by_scene(pd.DataFrame({"gap": [1.0, 1.0, 1.0]}), ["a", "a", "b"])["high"].tolist()
+    [1.0]
+    """
+    x, (codes, known) = values.to_numpy(float), pd.factorize(np.asarray(scenes))
+    require(
+        len(codes) == len(x), "scenes", f"{len(codes)} of them", f"one for each of {len(x)} clips"
+    )
+    require(len(known) > 1, "scenes", f"{len(known)} different", "at least two")
+    require(bool(np.isfinite(x).all()), "values", "NaN or infinity", "finite values")
+    sums, sizes, mean = np.zeros((len(known), x.shape[1])), np.bincount(codes), x.mean(0)
+    np.add.at(sums, codes, x)
+    left = ((sums - mean * sizes[:, None]) ** 2).sum(0)
+    se = np.sqrt(len(known) / (len(known) - 1) * left) / len(x)
+    tails = (1 - level) / 2, (1 + level) / 2
+    if len(known) < FEW_SCENES:
+        low, high = mean + np.outer(student.ppf(tails, len(known) - 1), se)
+    else:
+        drawn = resamples(len(known), samples, seed)
+        means = np.concatenate([(counts @ sums) / (counts @ sizes)[:, None] for counts in drawn])
+        low, high = np.quantile(means, tails, axis=0)
+    found = {"mean": mean, "low": low, "high": high, "se": se, "sd": x.std(0, ddof=1)}
+    return pd.DataFrame(found | {"n": len(x), "scenes": len(known)}, values.columns)
+
+
+def resamples(n: int, samples: int, seed: int):
+    """Yield how often each of ``n`` occurs in bootstrap samples, (B, n), ``samples`` in all."""
+    rng, size = np.random.default_rng(seed), max(1, _BLOCK // n)
+    for start in range(0, samples, size):
+        rows = min(size, samples - start)
+        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
 
 
 def paired_bootstrap(a, b, **options) -> pd.Series:
@@ -116,13 +180,26 @@ def written(table: pd.DataFrame, digits: int = 2) -> pd.Series:
     return pd.Series(rows, table.index)
 
 
-def verdict(gaps: pd.DataFrame) -> pd.Series:
-    """Say of each difference whether it is "higher", "lower", or "undecided" (interval holds 0)."""
+def verdict(gaps: pd.DataFrame, margin: float = 0.0) -> pd.Series:
+    """Say of each difference whether it is "higher", "lower", or "undecided" (interval holds 0).
+
+    With a ``margin``, the smallest difference of interest, it is "level" where the whole interval
+    lies within it, on whichever side of 0.
+    """
     words = pd.Series("undecided", gaps.index)
-    return words.mask(gaps["low"] > 0, "higher").mask(gaps["high"] < 0, "lower")
+    words = words.mask(gaps["low"] > 0, "higher").mask(gaps["high"] < 0, "lower")
+    return words.mask((gaps["low"] > -margin) & (gaps["high"] < margin), "level")
 
 
-HOLDS = {"higher": "holds", "lower": "does not hold", "undecided": "undecided"}
+def holm(p) -> np.ndarray:
+    """Return Holm's p-values of a family of tests, (N,): what each is worth among the others."""
+    p = np.asarray(p, dtype=float)
+    order, n = p.argsort(kind="stable"), len(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(n, 0, -1))
+    return np.minimum(stepped, 1)[order.argsort()]
+
+
+HOLDS = {w: w for w in ("level", "undecided")} | {"higher": "holds", "lower": "does not hold"}
 
 
 def against_best(gaps: pd.DataFrame) -> pd.DataFrame:

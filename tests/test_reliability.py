@@ -1,6 +1,5 @@
 """α of Eqs. 20-21 against a double loop, cases done by hand, and its limits."""
 
-import importlib
 import math
 import time
 
@@ -12,7 +11,7 @@ import torch
 from scipy.stats import spearmanr
 
 import stepkit as sk
-from stepkit import metrics
+from stepkit import metrics, stats
 from stepkit.metrics import agreement, reliability, reliability_gap, reliability_table
 
 
@@ -184,7 +183,7 @@ def test_same_seed_gives_the_same_interval_whatever_the_blocks(monkeypatch):
     first = reliability(A, r, samples=50).interval
     assert reliability(A, r, samples=50).interval == first
     assert reliability(A, r, samples=50, seed=1).interval != first
-    monkeypatch.setattr(importlib.import_module("stepkit.metrics.reliability"), "_BLOCK", 7 * 15)
+    monkeypatch.setattr(stats, "_BLOCK", 7 * 15)
     assert reliability(A, r, samples=50).interval == pytest.approx(first, abs=1e-14)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
@@ -319,3 +318,59 @@ def test_agreement_with_the_truth_is_spearmans_rho_clip_by_clip():
     assert found.to_dict() == pytest.approx(expected)
     flat = agreement(scores.assign(insertion=0.0), truth, ["dataset"], "mass")
     assert flat[flat["metric"] == "insertion"]["rho"].isna().all()
+
+
+# ------------------------------------------------------------------------------------------- scenes
+
+
+def alpha_of_scenes(A, r, scenes, drawn):
+    """Eq. 20 over copies of scenes: no pair of a scene's copies, each copy with its own pairs."""
+    clips = [(copy, s, p) for copy, s in enumerate(drawn) for p in range(len(r)) if scenes[p] == s]
+    above = below = 0.0
+    for i, (copy, scene, p) in enumerate(clips):
+        for other, same, q in clips[i + 1 :]:
+            if scene == same and copy != other:
+                continue
+            w = reference.beating_random(A, r, p, False) * reference.beating_random(A, r, q, False)
+            above, below = above + w * spearmanr(A[p], A[q]).statistic, below + w
+    return above / below if below else math.nan
+
+
+def test_interval_over_scenes_equals_a_plain_loop():
+    A, r = agreeing(11, 4, seed=2)
+    scenes = [0, 0, 0, 1, 2, 2, 3, 3, 3, 4, 4]
+    found = reliability(A, r, scenes=scenes, samples=15, level=0.8, seed=3)
+    assert found.alpha == pytest.approx(alpha_of_scenes(A, r, scenes, range(5)), abs=1e-12)
+    assert found.alpha == pytest.approx(reliability(A, r).alpha, abs=1e-12)
+    draws = np.random.default_rng(3).integers(5, size=(15, 5))
+    alphas = [alpha_of_scenes(A, r, scenes, drawn) for drawn in draws]
+    assert found.interval == pytest.approx(np.nanquantile(alphas, [0.1, 0.9]), abs=1e-12)
+
+
+def test_scenes_of_one_sample_change_nothing():
+    A, r = agreeing(30, 5, seed=7)
+    alone = reliability(A, r, scenes=list(range(30)), samples=50)
+    assert alone.interval == pytest.approx(reliability(A, r, samples=50).interval, abs=1e-12)
+
+
+def test_copies_within_a_scene_do_not_narrow_the_interval():
+    A, r = agreeing(60, 5, seed=8)
+    again = np.repeat(A, 4, 0), np.repeat(r, 4)
+    low, high = reliability(*again, scenes=np.repeat(range(60), 4), samples=2000).interval
+    once = reliability(A, r, samples=2000).interval
+    alone = reliability(*again, samples=2000).interval
+    assert high - low > 0.9 * (once[1] - once[0])
+    assert high - low > 1.7 * (alone[1] - alone[0])
+
+
+def test_scenes_have_to_fit():
+    A, r = agreeing(5, 3, seed=0)
+    with pytest.raises(ValueError, match=r"^scenes: got shape \(4,\)"):
+        reliability(A, r, scenes=[0, 1, 2, 3])
+
+
+def test_the_difference_of_an_alpha_from_itself_is_nothing_over_scenes_too():
+    A, r = agreeing(12, 4, seed=9)
+    side = {"scores": A, "random_scores": r}
+    gap = metrics.alpha_difference(side, side, scenes=np.repeat(range(6), 2), samples=30)
+    assert gap.tolist() == [0, 0, 0]

@@ -164,3 +164,71 @@ def test_the_strongest_other_method_leaves_the_smallest_difference():
     assert found["against"].to_dict() == {"a": "y", "b": "x"}
     assert found["mean"].to_dict() == {"a": -0.1, "b": 0.3}
     assert stats.verdict(found).map(stats.HOLDS).tolist() == ["does not hold", "holds"]
+
+
+# ------------------------------------------------------------------------------------------- scenes
+
+
+def test_scenes_of_one_clip_have_the_usual_standard_error():
+    x = draw(40)
+    found = stats.by_scene(pd.DataFrame({"x": x}), range(40)).loc["x"]
+    assert found["se"] == pytest.approx(x.std(ddof=1) / 40**0.5, rel=1e-12)
+    assert found[["sd", "n", "scenes"]].tolist() == pytest.approx([x.std(ddof=1), 40, 40])
+
+
+def test_copies_of_a_clip_in_its_scene_add_nothing():
+    x, scenes = draw(40), np.arange(40)
+    once = stats.by_scene(pd.DataFrame({"x": x}), scenes)
+    thrice = stats.by_scene(pd.DataFrame({"x": np.repeat(x, 3)}), np.repeat(scenes, 3))
+    columns = ["mean", "low", "high", "se"]
+    np.testing.assert_allclose(thrice[columns], once[columns], rtol=1e-12)
+    alone = stats.by_scene(pd.DataFrame({"x": np.repeat(x, 3)}), range(120))
+    assert (thrice["se"] / alone["se"]).item() == pytest.approx((3 * 119 / 117) ** 0.5, rel=0.02)
+
+
+def test_a_bootstrap_over_scenes_equals_a_plain_loop():
+    rng = np.random.default_rng(1)
+    scenes = rng.integers(31, size=80)
+    scenes = np.array([f"scene {s}" for s in np.concatenate([np.arange(31), scenes])])
+    values = rng.normal(size=len(scenes))
+    found = stats.by_scene(pd.DataFrame({"x": values}), scenes, samples=60, level=0.8, seed=4)
+    names, means = list(dict.fromkeys(scenes)), []
+    for drawn in np.random.default_rng(4).integers(31, size=(60, 31)):
+        clips = [v for s in drawn for v, of in zip(values, scenes, strict=True) if of == names[s]]
+        means.append(sum(clips) / len(clips))
+    ends = found.loc["x", ["low", "high"]].tolist()
+    assert ends == pytest.approx(np.quantile(means, [0.1, 0.9]).tolist(), abs=1e-12)
+
+
+def test_few_scenes_have_students_interval():
+    values = pd.DataFrame({"x": [1.0, 2.0, 4.0]})
+    found = stats.by_scene(values, ["a", "b", "c"]).loc["x"]
+    half = 4.302653 * (7 / 3) ** 0.5 / 3**0.5  # t of two degrees of freedom, from a table
+    assert found[["mean", "low", "high"]].tolist() == pytest.approx(
+        [7 / 3, 7 / 3 - half, 7 / 3 + half], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "scenes", "argument"),
+    [
+        ([1.0, 2.0], ["a"], "scenes"),
+        ([1.0, 2.0], ["a", "a"], "scenes"),
+        ([1.0, np.nan], ["a", "b"], "values"),
+    ],
+)
+def test_scenes_that_do_not_fit_are_refused(values, scenes, argument):
+    with pytest.raises(ValueError, match=f"^{argument}: got"):
+        stats.by_scene(pd.DataFrame({"x": values}), scenes)
+
+
+def test_within_the_margin_is_level_on_either_side_of_zero():
+    low, high = [0.005, -0.03, -0.01, 0.01, -0.019], [0.015, -0.005, 0.03, 0.03, 0.019]
+    gaps = pd.DataFrame({"low": low, "high": high})
+    words = ["level", "lower", "undecided", "higher", "level"]
+    assert stats.verdict(gaps, margin=0.02).tolist() == words
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.5, 0.6]).tolist() == [1, 1]

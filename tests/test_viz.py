@@ -547,6 +547,35 @@ def test_the_papers_numbers_are_crosses(table):
     assert labels == ["m1", "m1 in the paper", "m2", "m2 in the paper"]
 
 
+def test_a_forest_wraps_its_panels_and_can_be_read_at_420_pixels(table):
+    table = pd.concat([table, table.rename({"d1": "d3", "m2": "m3"}).loc[["d3"]]])
+    figure = plots.forest(table, xlabel="AUC", margin=0.02)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["d1", "d2", "d3"]
+    assert figure.axes[0].get_gridspec().get_geometry() == (2, 2)
+    # the legend has what any panel has; a panel makes room for its own markers only
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["m1", "m2", "m3"]
+    assert len(figure.axes[2].lines) == 3  # m1, m3, zero
+    per_point = 420 / figure.get_figwidth() / 72
+    sizes = [
+        t.get_fontsize() for ax in figure.axes for t in [ax._left_title, *ax.get_yticklabels()]
+    ]
+    assert min(sizes) * per_point > 9
+    figure._repr_png_()
+
+
+def test_a_method_has_one_colour_as_row_and_as_marker(table):
+    def colours(figure, i):
+        return figure.axes[0].collections[i].get_edgecolors()[:, :3].tolist()
+
+    swapped = table.rename_axis(list("abc")).swaplevel("b", "c")
+    rows = plots.forest(table, xlabel="AUC")
+    marks = plots.forest(swapped, xlabel="AUC")
+    step, grad_cam = colours(rows, 1)
+    assert step != grad_cam
+    dots = [c for c in range(4) if c % 2]  # intervals, dots of each marker
+    assert [colours(marks, c)[0] for c in dots] == [step, grad_cam]
+
+
 def test_pairs_have_a_marker_each_and_their_correlation(table):
     pairs = pd.DataFrame(
         {"α": [0.1, 0.2, 0.3], "ρ": [0.3, 0.2, 0.1]}, pd.Index(list("aab"), name="k")

@@ -9,9 +9,9 @@ import pandas as pd
 from torch import Tensor
 
 from stepkit.checks import require
+from stepkit.stats import resamples
 
 METRICS = {"insertion": False, "deletion": True}  # column: is lower better?
-_BLOCK = 1_000_000  # counts of draws that are held at once; does not change the result
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def reliability(
     *,
     lower_is_better: bool = False,
     include_random: bool = False,
+    scenes=None,
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -62,6 +63,9 @@ def reliability(
     include_random : bool
         False, as printed: ρ over the M methods. True, as released: over M + 1 columns, random among
         them; wherever the methods beat random that is agreement, so α comes out higher.
+    scenes : array-like, optional
+        (N,), which samples belong together, such as clips of one video: the bootstrap then draws
+        scenes, each with all of its samples. None: each sample is a scene. α is the same.
     samples : int
         Bootstrap samples.
     level : float
@@ -91,8 +95,9 @@ def reliability(
     silent on it, and such a sample is left out of both sums (``.ranked`` says which).
 
     A bootstrap sample may hold a clip twice. The clip then counts twice, but not as a pair with
-    itself, whose ρ of 1 would lift the interval off α. With fewer than three samples that count
-    there is no interval (NaN). Where rankings have nothing in common, α ≈ 0, it is too wide.
+    itself, whose ρ of 1 would lift the interval off α; neither do two copies of a scene pair. With
+    fewer than three scenes that count there is no interval (NaN). Where rankings have nothing in
+    common, α ≈ 0, it is too wide.
 
     References
     ----------
@@ -116,8 +121,9 @@ def reliability(
     if counting < 2:
         said = f"of {len(A)} samples {counting} have a ranking and a method that beats random"
         warnings.warn(f"reliability: {said}; α is undefined (NaN)", stacklevel=2)
-    alpha, interval = float(_alpha(np.ones((1, len(A))), wins, z)[0]), (math.nan, math.nan)
-    alphas = _resampled(wins, z, samples, seed) if counting > 2 else np.empty(0)
+    sums = _sums(wins, z, scenes)
+    alpha, interval = float(_alpha(np.ones((1, len(sums[0]))), *sums)[0]), (math.nan, math.nan)
+    alphas = _resampled(sums, samples, seed) if np.count_nonzero(sums[0]) > 2 else np.empty(0)
     alphas = alphas[~np.isnan(alphas)]
     if len(alphas):
         low, high = np.quantile(alphas, [(1 - level) / 2, (1 + level) / 2])
@@ -174,19 +180,23 @@ def reliability_gap(
     return pd.DataFrame(list(rows.values()), index)
 
 
-def alpha_difference(one: dict, other: dict, *, samples: int = 1000, seed: int = 0) -> pd.Series:
+def alpha_difference(
+    one: dict, other: dict, *, scenes=None, samples: int = 1000, seed: int = 0
+) -> pd.Series:
     """Return α of one set of scores minus α of another, on the same bootstrap samples of the clips.
 
     ``one`` and ``other`` hold ``scores``, ``random_scores``, and the options ``lower_is_better``
-    and ``include_random`` of `reliability`. Returns ``mean, low, high``; NaN where α is undefined.
+    and ``include_random`` of `reliability`, which also has ``scenes``. Returns ``mean, low, high``;
+    NaN where α is undefined.
     """
     alphas, drawn = [], []
     for side in (one, other):
         A, r = np.asarray(side["scores"], float), np.asarray(side["random_scores"], float)
         lower, random = (side.get(key, False) for key in ("lower_is_better", "include_random"))
         wins, z, *_ = _weighed(A, r, lower, random)
-        alphas.append(_alpha(np.ones((1, len(A))), wins, z)[0])
-        drawn.append(_resampled(wins, z, samples, seed))
+        sums = _sums(wins, z, scenes)
+        alphas.append(_alpha(np.ones((1, len(sums[0]))), *sums)[0])
+        drawn.append(_resampled(sums, samples, seed))
     apart = drawn[0] - drawn[1]
     apart = apart[~np.isnan(apart)]
     low, high = np.quantile(apart, [0.025, 0.975]) if len(apart) else (math.nan, math.nan)
@@ -268,27 +278,38 @@ def _standard_ranks(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ranks / np.where(ranked[:, None], length, 1), ranked
 
 
-def _alpha(counts: np.ndarray, wins: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Return Eq. 20 for samples that occur ``counts`` (B, N) times each, (B,); NaN without a pair.
+def _sums(wins: np.ndarray, z: np.ndarray, scenes) -> tuple[np.ndarray, ...]:
+    """Return what Eq. 20 needs of each scene: Σ w, Σ w·z, and both sums over its own pairs.
 
-    With c·w for each sample's weight, twice a sum over pairs is a square less its diagonal:
-    2 Σ_{p<q} c_p w_p c_q w_q ρ_pq = |Σ_p c_p w_p z_p|² − Σ_p (c_p w_p)², as z_p · z_p = 1. The
-    diagonal also holds the pairs of a sample with its copies.
+    2 Σ_{p<q} w_p w_q ρ_pq is a square less its diagonal, |Σ w_p z_p|² − Σ w_p², as z_p · z_p = 1.
     """
-    total = counts @ (wins[:, None] * z)  # (B, M)
-    same = counts**2 @ wins**2
-    pairs = (counts @ wins) ** 2 - same
-    above = (total**2).sum(1) - same
+    vectors = wins[:, None] * z
+    if scenes is None:
+        return wins, vectors, np.zeros_like(wins), np.zeros_like(wins)
+    scenes = np.asarray(scenes)
+    require(scenes.shape == wins.shape, "scenes", f"shape {scenes.shape}", f"({len(wins)},)")
+    codes, known = pd.factorize(scenes)
+    total, square = np.bincount(codes, wins), np.bincount(codes, wins**2)
+    both = np.zeros((len(known), z.shape[1]))
+    np.add.at(both, codes, vectors)
+    own = np.where(np.bincount(codes) > 1, (both**2).sum(1) - square, 0)
+    return total, both, total**2 - square, own
+
+
+def _alpha(counts: np.ndarray, wins, vectors, own_pairs, own_above) -> np.ndarray:
+    """Return Eq. 20 for scenes that occur ``counts`` (B, S) times each, (B,); NaN without a pair.
+
+    The pairs of two scenes count as often as both occur, those inside a scene once for each of its
+    copies. Pairs of two copies, which hold each sample with itself, do not count.
+    """
+    total = counts @ vectors  # (B, M)
+    pairs = (counts @ wins) ** 2 - counts**2 @ wins**2 + counts @ own_pairs
+    alone = np.where(own_pairs == 0, wins**2, (vectors**2).sum(1))  # whole numbers add exactly
+    above = (total**2).sum(1) - counts**2 @ alone + counts @ own_above
     return np.divide(above, pairs, out=np.full(len(counts), math.nan), where=pairs > 0)
 
 
-def _resampled(wins: np.ndarray, z: np.ndarray, samples: int, seed: int) -> np.ndarray:
+def _resampled(sums: tuple, samples: int, seed: int) -> np.ndarray:
     """Return α of ``samples`` bootstrap samples, block by block; NaN for those without a pair."""
-    rng, n, alphas = np.random.default_rng(seed), len(z), []
-    size = max(1, _BLOCK // n)
-    for start in range(0, samples, size):
-        rows = min(size, samples - start)
-        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        alphas.append(_alpha(counts.astype(float), wins, z))
-    return np.concatenate(alphas)
+    drawn = resamples(len(sums[0]), samples, seed)
+    return np.concatenate([_alpha(counts, *sums) for counts in drawn])

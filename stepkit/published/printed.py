@@ -6,8 +6,12 @@ import pandas as pd
 
 from stepkit.checks import one_of
 
+__all__ = ["FOLDER", "LABELS", "STANDS_FOR", "TABLES", "beside", "family", "table"]
+
 STANDS_FOR = {"appearance": "ucf101-24", "object": "epic-object", "motion": "something-v2"}
-FOLDER = Path(__file__).parent / "paper"
+LABELS = {"ucf101-24": "UCF101-24", "epic-object": "EPIC-Object", "something-v2": "Something-V2"}
+LABELS |= {"r2plus1d_18": "R(2+1)D", "r50l": "R50L"}  # as the paper writes them
+FOLDER = Path(__file__).parents[1] / "paper"
 TABLES = {
     "accuracy": "table3_accuracy.csv",
     "kernel_length": "table4_kernel_length.csv",
