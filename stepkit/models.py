@@ -412,10 +412,13 @@ def check_model(
     targets: Tensor,
     score: Score = PROBABILITY,
     gradient: bool = False,
+    together: int = 2,
 ) -> Tensor:
     """Try the model on the first clips and return their score (n,).
 
-    ``targets`` (N,) may be those of more clips, which are still to come.
+    ``targets`` (N,) may be those of more clips, which are still to come. A model that has not been
+    seen before is shown the first clip twice, beside another one if it may get two ``together``: a
+    warning tells if dropout, batch statistics or any chance give another score.
 
     Raises
     ------
@@ -437,7 +440,9 @@ def check_model(
         require(finite, "model", f"NaN or infinity in its {score.name}", "finite outputs")
         if gradient:
             _check_gradient(leaf, output, score.logit(output, mine))
-        return found
+    if model not in _met:
+        _look_again(model, clips[:1], mine[:1], score, found[0], together)
+    return found
 
 
 def _check_gradient(leaf: Tensor, output: object, logit: Tensor) -> None:
@@ -456,26 +461,26 @@ def _check_gradient(leaf: Tensor, output: object, logit: Tensor) -> None:
     require(reaches, "model", "no gradient at the clips", expected)
 
 
-_met = weakref.WeakSet()  # models that `meet` has looked at
+_met = weakref.WeakSet()  # models that `check_model` has looked at
 
 
-def meet(model: nn.Module, clip: Tensor, target: Tensor, score: Score = PROBABILITY) -> None:
-    """Look at a model that has not been seen before: what would be wrong in silence.
+def meet(model: nn.Module, clip: Tensor, targets: Tensor, score: Score, together: int) -> None:
+    """Try a model that has not been seen before, see `check_model`."""
+    if model not in _met:
+        check_model(model, clip, targets, score, together=together)
 
-    One clip (1, 3, T, H, W), then the same beside another one: dropout or batch statistics left on,
-    or any chance, give another score the second time, and draw a warning. Raises as `check_model`.
-    """
-    if model in _met:
-        return
-    first = target[:1]
-    once = check_model(model, clip, target, score)[0]
+
+def _look_again(model, clip: Tensor, target: Tensor, score: Score, once: Tensor, together: int):
+    """Show the clip again, beside another: chance, or what others in the batch change, is seen."""
+    both = torch.cat([clip, -10 * clip])
     with torch.no_grad(), uncompiled(model):
         try:
-            beside = called(model, torch.cat([clip, -10 * clip]))
-            again = score(beside, first.repeat(2))[0]
-            score.doubt(beside)
+            outputs = [called(model, part) for part in both.split(min(together, 2))]
         except ValueError:  # a network that takes one clip at a time
-            again = score(called(model, clip.clone()), first)[0]
+            outputs = [called(model, part) for part in both.split(1)]
+        again = score(outputs[0], target.repeat(2 // len(outputs)))[0]
+        if all(isinstance(output, Tensor) for output in outputs):
+            score.doubt(torch.cat(outputs))
     if (once - again).abs() > REPEATS[precision_of(model)] * max(once.abs(), again.abs()):
         warn(
             f"model: its {score.name} of one clip is {once:.4g}, and {again:.4g} when asked again "
@@ -529,16 +534,15 @@ def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     layers = {key: layer for key, layer in model.named_modules() if key}
     name = _usual_layer(model) if name is None else name
     given = "no name, and no default for this model" if name is None else repr(name)[:80]
-    late = _late_layer(layers)
-    usual = f"layer={late!r}, or " if late else ""
+    usual = _worth_a_try(layers)
     known = isinstance(name, str) and name in layers
     require(known, "layer", given, f"{usual}one of {', '.join(layers)}")
     return layers[name]
 
 
-def _late_layer(layers: dict[str, nn.Module]) -> str | None:
-    """Return the layer that is worth a try: the last block but one of a transformer (of the last,
-    often only the class token is read), the last convolution of any other network.
+def _worth_a_try(layers: dict[str, nn.Module]) -> str:
+    """Name the last block but one of a transformer (of the last, often only the class token is
+    read), the last convolution of any other network.
     """
     kinds = {type(layer).__name__.lower() for layer in layers.values()}
     lists = [
@@ -548,9 +552,9 @@ def _late_layer(layers: dict[str, nn.Module]) -> str | None:
     ]
     if lists and max(lists)[0] > 1 and any("attention" in kind for kind in kinds):
         length, name = max(lists)
-        return f"{name}.{length - 2}"
+        return f"layer={name + f'.{length - 2}'!r}, the last block but one, or "
     convolutions = [k for k, layer in layers.items() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
-    return convolutions[-1] if convolutions else None
+    return f"layer={convolutions[-1]!r}, the last convolution, or " if convolutions else ""
 
 
 def _usual_layer(model: nn.Module) -> str | None:

@@ -245,7 +245,7 @@ def test_transformers_are_told_a_block_and_not_the_embedding_of_patches():
     layers = [nn.TransformerEncoderLayer(8, 2, 16) for _ in range(4)]
     model.blocks = nn.ModuleList(layers)
     model.forward = lambda x: model.embed(x).mean((2, 3, 4))
-    with pytest.raises(ValueError, match=r"expected layer='blocks.2', or one of"):
+    with pytest.raises(ValueError, match=r"expected layer='blocks.2', the last block but one"):
         sk.attribute("grad_cam", model, clips(), 0)
 
 

@@ -353,7 +353,7 @@ def stages(model, x, kind):
         logits = model(kept[""])
     for hook in hooks:
         hook.remove()
-    score = rules.score(logits, torch.arange(len(x))).sum()
+    score = rules.score(logits, torch.arange(len(x)), PROBABILITY).sum()
     slopes = torch.autograd.grad(score, list(kept.values()))
     shares = [a.detach() * g for a, g in zip(kept.values(), slopes, strict=True)]
     sums = [share.reshape(len(x), -1).sum(1) for share in shares]  # frames of a clip together
@@ -640,7 +640,7 @@ def test_what_relevance_cannot_pass_is_an_error():
     with frozen(gate), pytest.raises(ValueError, match="no path from the class back"):
         lrp(gate, x, torch.tensor([0]))
     gate.spare = nn.Conv3d(3, 3, 1)
-    with frozen(gate), pytest.raises(ValueError, match="layer: got 'spare', which did not run"):
+    with frozen(gate), pytest.raises(ValueError, match="layer: got one that did not run"):
         excitation_backprop(gate, x, torch.tensor([0]), layer="spare")
 
 

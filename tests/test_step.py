@@ -479,8 +479,8 @@ def test_options_replace_those_of_the_preset():
 
 
 def test_interrupt_returns_the_masks_reached():
-    # calls: three to try the model, then one per iteration
-    model = Fails(7, KeyboardInterrupt()).train()
+    # calls: two to try the model, then one per iteration
+    model = Fails(6, KeyboardInterrupt()).train()
     found = step(model, noise(), [0, 1], **{**QUICK, "iterations": 50})
     assert found.interrupted
     assert found.history["iteration"].max() == 2  # 0, 1, 2 were finished
@@ -492,18 +492,18 @@ def test_interrupt_returns_the_masks_reached():
 
 
 def test_interrupt_at_the_first_iteration_returns_masks():
-    found = step(Fails(4, KeyboardInterrupt()), noise(), 0, **QUICK)
+    found = step(Fails(3, KeyboardInterrupt()), noise(), 0, **QUICK)
     assert found.interrupted
     assert len(found.history) == 0
     assert found.masks.shape == (2, 2, *SIZE)
 
 
 def test_interrupt_of_one_batch_ends_them_all():
-    model = Fails(6, KeyboardInterrupt())
+    model = Fails(5, KeyboardInterrupt())
     found = step(model, noise(4), 0, batch_size=2, **{**QUICK, "iterations": 20})
     assert found.interrupted
     assert set(found.history["clip"]) == {0, 1}
-    assert model.calls <= 6 + 4  # at most one more look at the masks and clips of each batch
+    assert model.calls <= 5 + 4  # at most one more look at the masks and clips of each batch
 
 
 def test_a_callback_sees_each_iteration_and_can_end_it():

@@ -172,7 +172,7 @@ def quietly(
         targets = check_targets(targets, len(clips), device)
         maps = torch.empty(len(clips), *clips.shape[2:], device=clips.device)
         first = clips[:1].to(device), targets, given["score"]
-        meet(model, *first)
+        meet(model, *first, batch_size)
         if gradient and family == "perturbation":  # masks form without a gradient, too
             check_model(model, *first, gradient=True)
         given = {"seeds": seeds, "batch_size": batch_size, "bar": bar}

@@ -37,7 +37,6 @@ from stepkit.models import (
     device_of,
     fitting,
     frozen,
-    meet,
     precision_of,
     uncompiled,
 )
@@ -331,7 +330,6 @@ def step(
         clips = clips.clone() if clips.is_inference() else clips
         targets = check_targets(targets, len(clips), device)
         first = clips[:1].to(device), targets, score
-        meet(model, *first)
         check_model(model, *first, gradient=True)
         if batch_size is None:
             batch_size = 4

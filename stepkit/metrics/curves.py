@@ -32,7 +32,7 @@ from stepkit import removal as removals
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require, tensor
 from stepkit.checks import targets as check_targets
-from stepkit.models import check_model, device_of, frozen, meet
+from stepkit.models import check_model, device_of, frozen
 from stepkit.removal import Removal
 from stepkit.scores import PROBABILITY, Read, Score
 from stepkit.scores import named as named_score
@@ -295,8 +295,7 @@ def _perturb(
         index = torch.empty(len(metrics), len(maps), len(clips), steps + 1, dtype=torch.long)
         clips = clips.clone() if clips.is_inference() else clips
         targets, score = check_targets(targets, len(clips), device), named_score(score)
-        meet(model, clips[:1].to(device), targets, score)
-        check_model(model, clips[:1].to(device), targets, score)
+        check_model(model, clips[:1].to(device), targets, score, together=batch_size)
         rank, nothing = partial(unit_ranks, rank_by=rank_by), removals.named(baseline).nothing
         shown = _shown(clips, maps.values(), targets, metrics, cut, rank, nothing, index)
         most = index.numel()
