@@ -141,21 +141,23 @@ def train(
     history = _resume(out, run, model, optimiser, schedule)
     epochs = range(len(history), recipe.epochs)
     for epoch in tqdm(epochs, desc="training", disable=not progress, leave=False):
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        # a loader draws more from its generator with workers than without: blobs have their own
+        draw = seed * 100_003 + epoch
+        order, blobs = (torch.Generator().manual_seed(draw + salt) for salt in (0, 2**31))
         loader = DataLoader(
             dataset,
             recipe.batch_size,
             shuffle=True,
             num_workers=workers,
             collate_fn=collate,
-            generator=generator,
+            generator=order,
         )
         share = recipe.removal_share * min(1, 2 * epoch / recipe.epochs)
         augment = functools.partial(
-            remove_at_random, share=share, removal=removal or blur(), generator=generator
+            remove_at_random, share=share, removal=removal or blur(), generator=blobs
         )
         with torch.random.fork_rng(_cuda(model)):  # for dropout
-            torch.manual_seed(seed * 100_003 + epoch)
+            torch.manual_seed(draw)
             passes = []
             for i in range(recipe.clips_per_video):
                 dataset.epoch = epoch * recipe.clips_per_video + i
