@@ -129,7 +129,8 @@ def train(
     Raises
     ------
     ValueError
-        Training and validation share clip ids; ``out`` holds a run of another recipe or seed.
+        Training and validation share clip ids; ``out`` holds a run of another recipe or seed;
+        logits are no longer finite.
     """
     shared = set(dataset.ids) & set(validation.ids)
     require(not shared, "validation", f"{len(shared)} clips of the training part", "other clips")
@@ -185,17 +186,22 @@ def evaluate(model: nn.Module, dataset, batch_size: int = 32, progress: bool = F
     -------
     dict
         ``top1`` and ``top5`` in [0, 1], and per clip, in order: ``ids``, ``correct`` (bool (N,)),
-        ``probability`` (N,), Φ of the true class.
+        ``probability`` (N,), Φ of the true class. A class that ties with the true one counts
+        against it.
+
+    Raises
+    ------
+    ValueError
+        Logits that are not finite; the clips are named.
     """
     device, ids, ranks, probability = device_of(model, "cpu"), [], [], []
     own = torch.Generator()  # a loader without one draws from the global state
     loader = DataLoader(dataset, batch_size, collate_fn=collate, generator=own)
     with frozen(model), torch.no_grad():
         for batch in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
-            scores = model(batch.clips.to(device)).float().softmax(1).cpu()
-            own = scores.gather(1, batch.targets[:, None])
-            ranks.append((scores > own).sum(1))
-            probability.append(own[:, 0])
+            logits = model(batch.clips.to(device)).float().cpu()
+            ranks.append(_ranks(logits, batch.targets, batch.ids))
+            probability.append(logits.softmax(1).gather(1, batch.targets[:, None])[:, 0])
             ids += batch.ids
     rank = torch.cat(ranks)
     return {
@@ -205,6 +211,14 @@ def evaluate(model: nn.Module, dataset, batch_size: int = 32, progress: bool = F
         "correct": rank < 1,
         "probability": torch.cat(probability),
     }
+
+
+def _ranks(logits: Tensor, targets: Tensor, ids: list[str]) -> Tensor:
+    """Return how many other classes (N,) score as high as the true one, or higher; 0: right."""
+    bad = [id_ for id_, row in zip(ids, logits.isfinite().all(1).tolist(), strict=True) if not row]
+    given = f"logits that are NaN or infinite for {len(bad)} clips: {', '.join(bad[:3])}"
+    require(not bad, "model", given, "finite logits; has the training diverged?")
+    return (logits >= logits.gather(1, targets[:, None])).sum(1) - 1
 
 
 def remove_at_random(
@@ -318,7 +332,7 @@ def _pass(model, loader, augment, optimiser, schedule) -> tuple[float, float]:
         optimiser.step()
         schedule.step()
         total += loss.item() * len(targets)
-        correct += (logits.argmax(1) == targets).sum().item()
+        correct += (_ranks(logits.detach(), targets, batch.ids) == 0).sum().item()
         seen += len(targets)
     return total / seen, correct / seen
 
