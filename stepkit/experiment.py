@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
 from stepkit.checks import require
 from stepkit.data import Batch, batch, load_dataset
+from stepkit.data.sample import balanced
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
 from stepkit.models import device_of, load_model, probability
 from stepkit.preparation import prepare
@@ -59,21 +61,23 @@ def _fresh(model: str, classes: int, device, seed: int) -> nn.Module:
     return load_model(model, classes, seed=seed).to(device)
 
 
-class _Held:
-    """A dataset whose samples stay in memory once they are made: every method asks for them."""
+class _Drawn:
+    """``n`` clips of a dataset, of all classes in turn, and kept: every method asks for them."""
 
-    def __init__(self, dataset):
-        self.name, self.length, self.get = (
-            dataset.name,
-            len(dataset),
-            functools.cache(dataset.__getitem__),
-        )
+    def __init__(self, dataset, n: int, seed: int):
+        self.indices = balanced(dataset, n, seed)
+        self.name, self.ids = dataset.name, [dataset.ids[i] for i in self.indices]
+        self.get = functools.cache(dataset.__getitem__)
 
     def __len__(self):
-        return self.length
+        return len(self.indices)
 
     def __getitem__(self, i: int):
-        return self.get(i)
+        return self.get(self.indices[i])
+
+
+def _drawn(run: "Experiment", dataset: str) -> _Drawn:
+    return run._test(dataset)
 
 
 def _trained(run: "Experiment", model: str, dataset: str) -> nn.Module:
@@ -161,13 +165,12 @@ class Experiment:
     def batch(self, dataset: str) -> Batch:
         """Return the test clips that are explained, of all classes in turn."""
         if dataset not in self._batches:
-            test = self._test(dataset)
-            self._batches[dataset] = batch(test, range(min(self.clips, len(test))))
+            self._batches[dataset] = batch(self._test(dataset))
         return self._batches[dataset]
 
-    def _test(self, dataset: str) -> "_Held":
+    def _test(self, dataset: str) -> _Drawn:
         if dataset not in self._tests:
-            self._tests[dataset] = _Held(self.dataset(dataset))
+            self._tests[dataset] = _Drawn(self.dataset(dataset), self.clips, self.seed)
         return self._tests[dataset]
 
     def example(self, dataset: str) -> int:
@@ -222,15 +225,13 @@ class Experiment:
 
         ``"step@cylinder"`` is method ``"step"`` with ``options`` that deserve a name and a folder.
         """
-        test = self._test(dataset)
         return sweep.explain(
             method.partition("@")[0],
             self.fit(model, dataset)[0],
-            test,
+            self._test(dataset),
             self.folder / "maps",
             model_name=model,
             folder=method,
-            n=min(self.clips, len(test)),
             seed=self.seed,
             progress=self.progress,
             **options,
@@ -251,12 +252,11 @@ class Experiment:
             for dataset, model in itertools.product(datasets, models):
                 self.fit(model, dataset)  # once, here: the workers find its weights
                 table = sweep.run(
-                    functools.partial(alone.dataset, dataset),
+                    functools.partial(_drawn, alone, dataset),
                     functools.partial(_trained, alone, model, dataset),
                     methods,
                     self.folder / "maps",
                     model_name=model,
-                    n=min(self.clips, len(self._test(dataset))),
                     batch_size=sweep.TOGETHER,
                     executor=pool,
                     seed=self.seed,
@@ -275,7 +275,7 @@ class Experiment:
         """
         maps, rows = {}, {}
         labels = methods_table()["label"]
-        where = self.fit(model, dataset)[0], self.dataset(dataset), self.folder / "maps"
+        where = self.fit(model, dataset)[0], self._test(dataset), self.folder / "maps"
         for method in tqdm(methods, desc=model, disable=not self.progress, leave=False):
             try:
                 found, rows[method] = sweep.measure(
@@ -334,7 +334,7 @@ class Experiment:
         """Return the removal that paints with the mean colour of the training clips (§V-C)."""
         if dataset not in self._colours:
             train = self.dataset(dataset, "train")
-            some = batch(train, range(0, len(train), max(1, len(train) // 64)))
+            some = batch(train, balanced(train, 64, self.seed))
             self._colours[dataset] = removal.mean(some.clips)
         return self._colours[dataset]
 
@@ -371,17 +371,20 @@ class Experiment:
     ) -> pd.DataFrame:
         """Score methods by the pointing game (Table VI) and by the pixels of the evidence.
 
-        One row per dataset, model, method and clip: ``hit`` (share of the frames with a box),
-        ``mass``, ``iou`` (NaN for a clip without box); ``boxed`` is the share of the clip's frames
-        that have a box. Where only boxes are known, all their pixels are evidence.
+        One row per dataset, model, method and clip: ``hit`` (share of the frames that count),
+        ``mass``, ``iou`` (NaN for a clip without box); ``boxed`` and ``flat``, the shares of the
+        clip's frames that have a box, and where the map points nowhere. Where only boxes are known,
+        all their pixels are evidence.
         """
         rows = []
         for dataset, model, method in itertools.product(datasets, models, methods):
             shown = self.batch(dataset)
             maps = self.explain(method, model, dataset, **methods[method])["maps"]
-            pointing = metrics.pointing_game(maps, shown.boxes)
+            with warnings.catch_warnings():  # the tables say of themselves where nothing is known
+                warnings.filterwarnings("ignore", "pointing_game")
+                pointing = metrics.pointing_game(maps, shown.boxes)
             scores = {"clip": shown.ids, "hit": pointing.by_clip}
-            scores["boxed"] = pointing.boxed.float().mean(1)
+            scores |= {name: getattr(pointing, name).float().mean(1) for name in ("boxed", "flat")}
             scores["mass"] = metrics.relevance_mass(maps, shown.evidence)
             scores["iou"] = metrics.iou(maps, shown.evidence)
             names = {"dataset": dataset, "model": model, "method": method}
@@ -466,26 +469,23 @@ class Experiment:
         """Retrain on what each method keeps or removes (Fig. 8); kept as ``scores/retrained.csv``.
 
         ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
-        used, fewer where a part is smaller. Beside the methods stands ``"evidence"``, the known
+        used, of all classes in turn, fewer where a part is smaller. Beside the methods stands ``"evidence"``, the known
         pixels (or boxes) themselves, see `evidence_map`. ``options`` and the rows are those of
         `stepkit.metrics.retrain`, with ``dataset`` and ``model``.
         """
         tables = []
         for dataset, model in itertools.product(datasets, models):
             sets = {split: self.dataset(dataset, split, n) for split, n in counts.items()}
-            few = {split: min(counts[split], len(clips)) for split, clips in sets.items()}
             classes = len(sets["train"].classes)
-            sets = {split: _Held(clips) for split, clips in sets.items()}
-            parts = {split: batch(clips, range(few[split])) for split, clips in sets.items()}
+            sets = {split: _Drawn(all_, counts[split], self.seed) for split, all_ in sets.items()}
+            parts = {split: batch(clips) for split, clips in sets.items()}
             network = self.fit(model, dataset)[0]
             maps = {"evidence": {split: evidence_map(part) for split, part in parts.items()}}
             where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
             where |= {"seed": self.seed, "progress": self.progress}
             for method, own in methods.items():
                 maps[method] = {
-                    split: sweep.explain(method, network, clips, n=few[split], **where, **own)[
-                        "maps"
-                    ]
+                    split: sweep.explain(method, network, clips, **where, **own)["maps"]
                     for split, clips in sets.items()
                 }
             device = device_of(network, "cpu")

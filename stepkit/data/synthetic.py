@@ -90,6 +90,7 @@ class Synthetic(Dataset):
         self.name, self.split, self.n, self.seed, self.epoch = name, split, n, seed, 0
         self.frames, self.size = frames, (height, width)
         self.classes = CLASSES[name]
+        self.targets = [i % len(self.classes) for i in range(n)]
         self.ids = [f"{name}_{split}_{seed}_{i:05d}" for i in range(n)]
 
     def __len__(self):
@@ -100,7 +101,7 @@ class Synthetic(Dataset):
             raise IndexError(f"clip {i} of {self.n}")
         kind = list(CLASSES).index(self.name)
         rng = np.random.default_rng((self.seed, _SALT[self.split], kind, self.epoch, i))
-        target = i % len(self.classes)
+        target = self.targets[i]
         camera = _camera(rng, self.name, self.frames)
         frames = _background(rng, PHOTOGRAPHS[self.split], camera, self.size)
         for distractor in _distractors(rng, self.name, camera):
