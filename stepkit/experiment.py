@@ -469,9 +469,9 @@ class Experiment:
         """Retrain on what each method keeps or removes (Fig. 8); kept as ``scores/retrained.csv``.
 
         ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
-        used, of all classes in turn, fewer where a part is smaller. Beside the methods stands ``"evidence"``, the known
-        pixels (or boxes) themselves, see `evidence_map`. ``options`` and the rows are those of
-        `stepkit.metrics.retrain`, with ``dataset`` and ``model``.
+        used, of all classes in turn, fewer where a part is smaller. Beside the methods stands
+        ``"evidence"``, the known pixels (or boxes) themselves, see `evidence_map`. ``options`` and
+        the rows are those of `stepkit.metrics.retrain`, with ``dataset`` and ``model``.
         """
         tables = []
         for dataset, model in itertools.product(datasets, models):

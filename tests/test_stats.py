@@ -161,7 +161,7 @@ def test_clips_of_which_nothing_is_known_are_left_out_and_groups_of_them_say_so(
         assert (stats.written(found.loc[["a"]]) == "–").all()
     assert set(stats.verdict(found)["a"]) == {"undecided"}
     assert stats.against_best(found).index.tolist() == ["x"]
-    with pytest.raises(ValueError, match="^scores: got no row"):
+    with pytest.raises(ValueError, match=r"^scores: got no row"):
         stats.intervals(table.dropna(subset="auc")[:0], "auc", ["dataset"])
 
 

@@ -2,8 +2,8 @@
 
 A dataset is a map-style ``torch.utils.data.Dataset`` with the attributes ``name`` (an id of the
 paper's tables or of a stand-in), ``split``, ``classes`` (names, in order of their index), ``ids``
-(one string per sample, usable as a file name), ``targets`` (one class index per sample), ``frames``,
-``size``, ``seed`` and ``epoch``, whose items are samples.
+(one string per sample, usable as a file name), ``targets`` (one class index per sample),
+``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples.
 """
 
 from dataclasses import dataclass

@@ -198,7 +198,7 @@ def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: s
 
     Spearman's ρ, clip by clip, between a metric's scores of the methods (deletion negated) and
     ``value`` of ``truth``, such as the share of a map's relevance inside the evidence. Not in the
-    paper, where no evidence is known. Random maps are apart from the others by both, so they lift ρ.
+    paper, where no evidence is known. Random maps lift ρ: they are apart from the others by both.
 
     Parameters
     ----------
