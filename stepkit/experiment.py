@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 
 from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
-from stepkit.checks import require
+from stepkit.checks import one_of, require
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.data.sample import balanced
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
 from stepkit.models import device_of, load_model, probability
 from stepkit.preparation import prepare
-from stepkit.training import QUICK, Recipe, evaluate, fit, quick
+from stepkit.training import PAPER, Recipe, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
 UNPERTURBED = "_unperturbed"
@@ -109,8 +109,13 @@ class Experiment:
         Folder of real data.
     parts : bool
         Split videos in time, see `stepkit.load_dataset`.
+    like : str
+        Whose recipe to train by: ``"quick"`` (`stepkit.training.quick`) or ``"paper"``.
     epochs, batch_size : int
-        Of training; the rest of the recipe, and the epochs if 0, are `stepkit.training.quick`'s.
+        Of training, where they differ from the recipe's; 0: they do not.
+    weights : dict of str to str
+        Where the training of a model starts, by model, as for `stepkit.load_model`:
+        ``{"r2plus1d_18": "KINETICS400_V1"}``. Fresh weights for the others.
     retrain : bool
         Train here, also where a checkpoint travels with stepkit.
     seed : int
@@ -126,8 +131,10 @@ class Experiment:
     train_clips: int = 1200
     data: str = ""
     parts: bool = False
+    like: str = "quick"
     epochs: int = 0
-    batch_size: int = QUICK.batch_size
+    batch_size: int = 0
+    weights: dict = field(default_factory=dict)
     retrain: bool = False
     seed: int = 0
     device: str = ""
@@ -182,23 +189,30 @@ class Experiment:
     def fit(self, model: str, dataset: str) -> tuple[nn.Module, pd.DataFrame, str]:
         """Return a trained and prepared model, its history and origin; see `stepkit.training.fit`.
 
-        ``model`` may end in "_unperturbed": trained without removal as augmentation.
+        ``model`` may end in "_unperturbed": trained without removal as augmentation. By the paper's
+        recipe all models are.
         """
+        one_of("like", self.like, ("quick", "paper"))
+        name = model.removesuffix(UNPERTURBED)
+        model = model if self.like == "quick" else name
         key = model, dataset
         if key not in self._models:
-            name = model.removesuffix(UNPERTURBED)
-            recipe = quick(name, dataset)
+            recipe = quick(name, dataset) if self.like == "quick" else PAPER
             share = recipe.removal_share if name == model else 0.0
+            given = {"epochs": self.epochs, "batch_size": self.batch_size}
+            given = {field: value for field, value in given.items() if value}
+            start = self.weights.get(name)
+            folder = f"{model}_{dataset}" + (f"_from_{Path(start).stem}" if start else "")
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             # a GPU trains faster than one process draws clips; on a CPU the two would compete
             workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
-            recipe = replace(recipe, batch_size=self.batch_size, removal_share=share)
             network, *known = fit(
                 name,
                 self.dataset(dataset, "train"),
                 self.dataset(dataset, "val"),
-                self.folder / "models" / f"{model}_{dataset}",
-                replace(recipe, epochs=self.epochs or recipe.epochs),
+                self.folder / "models" / folder,
+                replace(recipe, removal_share=share, **given),
+                weights=start,
                 seed=self.seed,
                 shipped=not self.retrain,
                 device=device,
@@ -470,8 +484,9 @@ class Experiment:
 
         ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
         used, of all classes in turn, fewer where a part is smaller. Beside the methods stands
-        ``"evidence"``, the known pixels (or boxes) themselves, see `evidence_map`. ``options`` and
-        the rows are those of `stepkit.metrics.retrain`, with ``dataset`` and ``model``.
+        ``"evidence"``, the known pixels (or boxes) themselves, see `evidence_map`, where any are
+        known. ``options`` and the rows are those of `stepkit.metrics.retrain`, with ``dataset`` and
+        ``model``.
         """
         tables = []
         for dataset, model in itertools.product(datasets, models):
@@ -481,6 +496,8 @@ class Experiment:
             parts = {split: batch(clips) for split, clips in sets.items()}
             network = self.fit(model, dataset)[0]
             maps = {"evidence": {split: evidence_map(part) for split, part in parts.items()}}
+            if not any(part.evidence.any() for part in parts.values()):
+                maps = {}
             where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
             where |= {"seed": self.seed, "progress": self.progress}
             for method, own in methods.items():

@@ -253,6 +253,7 @@ def fit(
     out: str | Path,
     recipe: Recipe,
     *,
+    weights: str | Path | None = None,
     seed: int = 0,
     shipped: bool = True,
     device: str | torch.device = "cpu",
@@ -264,6 +265,9 @@ def fit(
     ----------
     name : str
         Of the model, see `stepkit.models.load_model`.
+    weights : path or str, optional
+        Where the training starts, see `stepkit.models.load_model`: for the paper's networks
+        torchvision's names, such as ``"KINETICS400_V1"``. None: fresh weights.
     shipped : bool
         False: train in any case. A checkpoint of ``stepkit/weights`` is used only if it was made
         from the same data, recipe and seed as are asked for here.
@@ -280,9 +284,10 @@ def fit(
     origin : str
         ``"shipped"`` or ``"trained here"``.
     """
-    model = load_model(name, len(dataset.classes), seed=seed).to(device)
+    model = load_model(name, len(dataset.classes), weights, seed=seed).to(device)
     run = describe(model, dataset, recipe, seed)
-    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if shipped else ():
+    may_be = shipped and weights is None  # those that travel started from fresh weights
+    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if may_be else ():
         if _made_by(checkpoint) == run:
             history = pd.read_csv(checkpoint.with_suffix(".csv"))
             return load_weights(model, checkpoint), history, "shipped"
