@@ -115,7 +115,7 @@ class Experiment:
         Of training, where they differ from the recipe's; 0: they do not.
     weights : dict of str to str
         Where the training of a model starts, by model, as for `stepkit.load_model`:
-        ``{"r2plus1d_18": "KINETICS400_V1"}``. Fresh weights for the others.
+        ``{"r2plus1d_18": "KINETICS400_V1"}``. The others start as their recipe says.
     retrain : bool
         Train here, also where a checkpoint travels with stepkit.
     seed : int
@@ -200,9 +200,8 @@ class Experiment:
             recipe = quick(name, dataset) if self.like == "quick" else PAPER
             share = recipe.removal_share if name == model else 0.0
             given = {"epochs": self.epochs, "batch_size": self.batch_size}
+            given["start"] = self.weights.get(name)
             given = {field: value for field, value in given.items() if value}
-            start = self.weights.get(name)
-            folder = f"{model}_{dataset}" + (f"_from_{Path(start).stem}" if start else "")
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             # a GPU trains faster than one process draws clips; on a CPU the two would compete
             workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
@@ -210,9 +209,8 @@ class Experiment:
                 name,
                 self.dataset(dataset, "train"),
                 self.dataset(dataset, "val"),
-                self.folder / "models" / folder,
+                self.folder / "models" / f"{model}_{dataset}",
                 replace(recipe, removal_share=share, **given),
-                weights=start,
                 seed=self.seed,
                 shipped=not self.retrain,
                 device=device,

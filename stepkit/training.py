@@ -47,6 +47,10 @@ class Recipe:
     removal_share : float
         Share of the training clips from which random blobs are removed (`remove_at_random`); it
         rises from 0 to this over the first half of the epochs.
+    start : str
+        Where `fit` starts: ``weights`` of `stepkit.models.load_model`, such as
+        ``"KINETICS400_V1"``, or the name of a checkpoint that travels with stepkit. Empty: fresh
+        weights.
     """
 
     epochs: int = 40
@@ -57,6 +61,7 @@ class Recipe:
     weight_decay: float = 0.0
     step_epochs: int = 20
     removal_share: float = 0.0
+    start: str = ""
 
 
 WEIGHTS = Path(__file__).parent / "weights"  # small checkpoints that travel with the package
@@ -79,11 +84,14 @@ def quick(model: str, dataset: str) -> Recipe:
     """Return the quick recipe of one of the narrow models on one of the generated datasets.
 
     A recurrent network whose state is detached learns less well through removed blobs, so it sees
-    fewer of them. Small objects, and motion without a gradient through time, take more epochs.
+    fewer of them. Small objects, and motion without a gradient through time, take more epochs. For
+    motion it has to know already what an actor looks like, or it never leaves chance: a step learns
+    only what its own frame tells, which is nothing. The paper's starts from ImageNet.
     """
     share = 0.1 if model == "r50l_narrow" else QUICK.removal_share
     epochs = 80 if (model, dataset) in _SLOW else QUICK.epochs
-    return replace(QUICK, epochs=epochs, removal_share=share)
+    start = "r50l_narrow_appearance" if (model, dataset) == ("r50l_narrow", "motion") else ""
+    return replace(QUICK, epochs=epochs, removal_share=share, start=start)
 
 
 def train(
@@ -253,7 +261,6 @@ def fit(
     out: str | Path,
     recipe: Recipe,
     *,
-    weights: str | Path | None = None,
     seed: int = 0,
     shipped: bool = True,
     device: str | torch.device = "cpu",
@@ -265,9 +272,6 @@ def fit(
     ----------
     name : str
         Of the model, see `stepkit.models.load_model`.
-    weights : path or str, optional
-        Where the training starts, see `stepkit.models.load_model`: for the paper's networks
-        torchvision's names, such as ``"KINETICS400_V1"``. None: fresh weights.
     shipped : bool
         False: train in any case. A checkpoint of ``stepkit/weights`` is used only if it was made
         from the same data, recipe and seed as are asked for here.
@@ -284,10 +288,11 @@ def fit(
     origin : str
         ``"shipped"`` or ``"trained here"``.
     """
-    model = load_model(name, len(dataset.classes), weights, seed=seed).to(device)
+    ours = WEIGHTS / f"{recipe.start}.safetensors"
+    start = ours if ours.is_file() else recipe.start or None
+    model = load_model(name, len(dataset.classes), start, seed=seed).to(device)
     run = describe(model, dataset, recipe, seed)
-    may_be = shipped and weights is None  # those that travel started from fresh weights
-    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if may_be else ():
+    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if shipped else ():
         if _made_by(checkpoint) == run:
             history = pd.read_csv(checkpoint.with_suffix(".csv"))
             return load_weights(model, checkpoint), history, "shipped"
@@ -306,7 +311,7 @@ def describe(model: nn.Module, dataset, recipe: Recipe, seed: int) -> str:
         "size": dataset.size,
         "data_seed": dataset.seed,
         "seed": seed,
-        **asdict(recipe),
+        **{key: value for key, value in asdict(recipe).items() if value != ""},
     }
     return json.dumps(facts)
 

@@ -77,7 +77,10 @@ def epic_object(root: Path) -> None:
         row = [i, recording, noun, target, "take", start, start + T - 1, annotated]
         lists["500_val" if tested else "train"].append(row)
     tables = {split: [[*columns, "bounding_boxes"], *rows] for split, rows in lists.items()}
-    tables["noun_labels"] = [["noun", "noun_label", "num"], *([n, i, 5] for i, n in enumerate(nouns))]
+    tables["noun_labels"] = [
+        ["noun", "noun_label", "num"],
+        *([n, i, 5] for i, n in enumerate(nouns)),
+    ]
     (root / "annotations").mkdir()
     for name, rows in tables.items():
         with (root / f"annotations/Valid_seg_top20_{name}.csv").open("w", newline="") as file:
