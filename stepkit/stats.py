@@ -71,12 +71,14 @@ def intervals(
 
     def interval(part):
         wide = part[value] if trainings is None else part.pivot(columns=trainings, **_at(value))
-        return _of_known(wide.to_numpy(float))
+        return mean_of_known(wide)
 
     return scores.groupby(by, sort=False)[columns].apply(interval)[_COLUMNS]
 
 
-def _of_known(values: np.ndarray) -> pd.Series:
+def mean_of_known(values) -> pd.Series:
+    """Return `bootstrap_mean` of the clips without NaN; if there are none, NaN and ``n`` = 0."""
+    values = np.asarray(values, dtype=float)
     known = values[~np.isnan(values.reshape(len(values), -1)).any(1)]
     nothing = pd.Series(dict.fromkeys(_COLUMNS, np.nan) | {"n": 0.0})
     return bootstrap_mean(known) if len(known) else nothing
@@ -107,7 +109,7 @@ def differences(
         for other in part["method"].unique():
             if other != method:
                 key = (*np.atleast_1d(np.array(group, dtype=object)), other)
-                rows[key] = _of_known((wide[method] - wide[other]).to_numpy(float))
+                rows[key] = mean_of_known(wide[method] - wide[other])
     index = pd.MultiIndex.from_tuples(rows, names=[*by, "method"])
     return pd.DataFrame(list(rows.values()), index)[_COLUMNS]
 

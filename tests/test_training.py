@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stepkit import removal
-from stepkit.data import Synthetic
-from stepkit.models import load_model
+from stepkit.data import Synthetic, batch
+from stepkit.models import load_model, load_weights
 from stepkit.training import (
     PAPER,
     QUICK,
@@ -194,6 +194,17 @@ def test_shipped_models_are_small_and_right_on_95_percent_of_held_out_clips(mode
     assert origin == "shipped"
     assert len(history) == recipe.epochs
     assert evaluate(network, Synthetic(name, "test", n=600))["top1"] >= 0.95
+
+
+@pytest.mark.parametrize("model", ["r2plus1d_narrow", "r50l_narrow"])
+def test_shipped_models_of_motion_are_at_chance_on_stills(model):
+    network = load_weights(load_model(model, 6), WEIGHTS / f"{model}_motion.safetensors")
+    given = batch(Synthetic("motion", "test", n=120))
+    for frame in (0, 7):
+        with torch.no_grad():
+            said = network(given.clips[:, :, [frame]].expand_as(given.clips)).argmax(1)
+        # by chance at most 33 of 120 in 999 cases of 1000
+        assert (said == given.targets).sum() <= 33
 
 
 def test_the_twin_that_saw_no_removal_travels_too(tmp_path):
