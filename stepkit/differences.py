@@ -51,7 +51,7 @@ def of_maps(
     scores = run.auc(everything, [model], [dataset], steps=steps, name=f"auc_{name}")
     located = run.located(everything, [model], [dataset], name=f"located_{name}")
     auc = scores.pivot(index="clip", columns="method", values="insertion")
-    hit = located.pivot(index="clip", columns="method", values="hit").dropna()
+    hit = located.pivot(index="clip", columns="method", values="hit")
     rows = {}
     for variant, options in variants.items():
         base = variant.partition("@")[0]
@@ -64,10 +64,9 @@ def of_maps(
             {"scores": auc[[which, *others]], "random_scores": auc["random"]}
             for which in (variant, base)
         ]
-        rows[variant, "map"] = stats.bootstrap_mean(map_correlation(*maps))
+        rows[variant, "map"] = stats.mean_of_known(map_correlation(*maps))
         rows[variant, "insertion"] = stats.paired_bootstrap(auc[variant], auc[base])
-        if len(hit):
-            rows[variant, "hit"] = stats.paired_bootstrap(hit[variant], hit[base])
+        rows[variant, "hit"] = stats.mean_of_known(hit[variant] - hit[base])
         rows[variant, "α"] = metrics.alpha_difference(*sides)
     return _table(rows, "variant")
 
@@ -113,7 +112,7 @@ def of_scores(
         first, second = tables
         rho = metrics.rank_correlation(first.to_numpy(), second.to_numpy())
         rows[variant, "insertion"] = stats.paired_bootstrap(second.mean(axis=1), first.mean(axis=1))
-        rows[variant, "order"] = stats.bootstrap_mean(rho)
+        rows[variant, "order"] = stats.mean_of_known(rho)
         rows[variant, "α"] = metrics.alpha_difference(*sides[::-1])
     return _table(rows, "variant")
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +19,14 @@ from tqdm.auto import tqdm
 
 from stepkit import metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
-from stepkit.checks import require
+from stepkit.checks import one_of, require
 from stepkit.data import Batch, batch, load_dataset
+from stepkit.data.sample import balanced
 from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
 from stepkit.models import device_of, load_model
 from stepkit.preparation import prepare
 from stepkit.scores import probability
-from stepkit.training import QUICK, Recipe, evaluate, fit, quick
+from stepkit.training import PAPER, Recipe, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
 UNPERTURBED = "_unperturbed"
@@ -60,21 +62,23 @@ def _fresh(model: str, classes: int, device, seed: int) -> nn.Module:
     return load_model(model, classes, seed=seed).to(device)
 
 
-class _Held:
-    """A dataset whose samples stay in memory once they are made: every method asks for them."""
+class _Drawn:
+    """``n`` clips of a dataset, of all classes in turn, and kept: every method asks for them."""
 
-    def __init__(self, dataset):
-        self.name, self.length, self.get = (
-            dataset.name,
-            len(dataset),
-            functools.cache(dataset.__getitem__),
-        )
+    def __init__(self, dataset, n: int, seed: int):
+        self.indices = balanced(dataset, n, seed)
+        self.name, self.ids = dataset.name, [dataset.ids[i] for i in self.indices]
+        self.get = functools.cache(dataset.__getitem__)
 
     def __len__(self):
-        return self.length
+        return len(self.indices)
 
     def __getitem__(self, i: int):
-        return self.get(i)
+        return self.get(self.indices[i])
+
+
+def _drawn(run: "Experiment", dataset: str) -> _Drawn:
+    return run._test(dataset)
 
 
 def _trained(run: "Experiment", model: str, dataset: str) -> nn.Module:
@@ -106,8 +110,13 @@ class Experiment:
         Folder of real data.
     parts : bool
         Split videos in time, see `stepkit.load_dataset`.
+    like : str
+        Whose recipe to train by: ``"quick"`` (`stepkit.training.quick`) or ``"paper"``.
     epochs, batch_size : int
-        Of training; the rest of the recipe, and the epochs if 0, are `stepkit.training.quick`'s.
+        Of training, where they differ from the recipe's; 0: they do not.
+    weights : dict of str to str
+        Where the training of a model starts, by model, as for `stepkit.load_model`:
+        ``{"r2plus1d_18": "KINETICS400_V1"}``. The others start as their recipe says.
     retrain : bool
         Train here, also where a checkpoint travels with stepkit.
     seed : int
@@ -123,8 +132,10 @@ class Experiment:
     train_clips: int = 1200
     data: str = ""
     parts: bool = False
+    like: str = "quick"
     epochs: int = 0
-    batch_size: int = QUICK.batch_size
+    batch_size: int = 0
+    weights: dict = field(default_factory=dict)
     retrain: bool = False
     seed: int = 0
     device: str = ""
@@ -162,13 +173,12 @@ class Experiment:
     def batch(self, dataset: str) -> Batch:
         """Return the test clips that are explained, of all classes in turn."""
         if dataset not in self._batches:
-            test = self._test(dataset)
-            self._batches[dataset] = batch(test, range(min(self.clips, len(test))))
+            self._batches[dataset] = batch(self._test(dataset))
         return self._batches[dataset]
 
-    def _test(self, dataset: str) -> "_Held":
+    def _test(self, dataset: str) -> _Drawn:
         if dataset not in self._tests:
-            self._tests[dataset] = _Held(self.dataset(dataset))
+            self._tests[dataset] = _Drawn(self.dataset(dataset), self.clips, self.seed)
         return self._tests[dataset]
 
     def example(self, dataset: str) -> int:
@@ -180,23 +190,28 @@ class Experiment:
     def fit(self, model: str, dataset: str) -> tuple[nn.Module, pd.DataFrame, str]:
         """Return a trained and prepared model, its history and origin; see `stepkit.training.fit`.
 
-        ``model`` may end in "_unperturbed": trained without removal as augmentation.
+        ``model`` may end in "_unperturbed": trained without removal as augmentation. By the paper's
+        recipe all models are.
         """
+        one_of("like", self.like, ("quick", "paper"))
+        name = model.removesuffix(UNPERTURBED)
+        model = model if self.like == "quick" else name
         key = model, dataset
         if key not in self._models:
-            name = model.removesuffix(UNPERTURBED)
-            recipe = quick(name, dataset)
+            recipe = quick(name, dataset) if self.like == "quick" else PAPER
             share = recipe.removal_share if name == model else 0.0
+            given = {"epochs": self.epochs, "batch_size": self.batch_size}
+            given["start"] = self.weights.get(name)
+            given = {field: value for field, value in given.items() if value}
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             # a GPU trains faster than one process draws clips; on a CPU the two would compete
             workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
-            recipe = replace(recipe, batch_size=self.batch_size, removal_share=share)
             network, *known = fit(
                 name,
                 self.dataset(dataset, "train"),
                 self.dataset(dataset, "val"),
                 self.folder / "models" / f"{model}_{dataset}",
-                replace(recipe, epochs=self.epochs or recipe.epochs),
+                replace(recipe, removal_share=share, **given),
                 seed=self.seed,
                 shipped=not self.retrain,
                 device=device,
@@ -223,15 +238,13 @@ class Experiment:
 
         ``"step@cylinder"`` is method ``"step"`` with ``options`` that deserve a name and a folder.
         """
-        test = self._test(dataset)
         return sweep.explain(
             method.partition("@")[0],
             self.fit(model, dataset)[0],
-            test,
+            self._test(dataset),
             self.folder / "maps",
             model_name=model,
             folder=method,
-            n=min(self.clips, len(test)),
             seed=self.seed,
             progress=self.progress,
             **options,
@@ -252,12 +265,11 @@ class Experiment:
             for dataset, model in itertools.product(datasets, models):
                 self.fit(model, dataset)  # once, here: the workers find its weights
                 table = sweep.run(
-                    functools.partial(alone.dataset, dataset),
+                    functools.partial(_drawn, alone, dataset),
                     functools.partial(_trained, alone, model, dataset),
                     methods,
                     self.folder / "maps",
                     model_name=model,
-                    n=min(self.clips, len(self._test(dataset))),
                     batch_size=sweep.TOGETHER,
                     executor=pool,
                     seed=self.seed,
@@ -276,7 +288,7 @@ class Experiment:
         """
         maps, rows = {}, {}
         labels = methods_table()["label"]
-        where = self.fit(model, dataset)[0], self.dataset(dataset), self.folder / "maps"
+        where = self.fit(model, dataset)[0], self._test(dataset), self.folder / "maps"
         for method in tqdm(methods, desc=model, disable=not self.progress, leave=False):
             try:
                 found, rows[method] = sweep.measure(
@@ -335,7 +347,7 @@ class Experiment:
         """Return the removal that paints with the mean colour of the training clips (§V-C)."""
         if dataset not in self._colours:
             train = self.dataset(dataset, "train")
-            some = batch(train, range(0, len(train), max(1, len(train) // 64)))
+            some = batch(train, balanced(train, 64, self.seed))
             self._colours[dataset] = removal.mean(some.clips)
         return self._colours[dataset]
 
@@ -372,17 +384,20 @@ class Experiment:
     ) -> pd.DataFrame:
         """Score methods by the pointing game (Table VI) and by the pixels of the evidence.
 
-        One row per dataset, model, method and clip: ``hit`` (share of the frames with a box),
-        ``mass``, ``iou`` (NaN for a clip without box); ``boxed`` is the share of the clip's frames
-        that have a box. Where only boxes are known, all their pixels are evidence.
+        One row per dataset, model, method and clip: ``hit`` (share of the frames that count),
+        ``mass``, ``iou`` (NaN for a clip without box); ``boxed`` and ``flat``, the shares of the
+        clip's frames that have a box, and where the map points nowhere. Where only boxes are known,
+        all their pixels are evidence.
         """
         rows = []
         for dataset, model, method in itertools.product(datasets, models, methods):
             shown = self.batch(dataset)
             maps = self.explain(method, model, dataset, **methods[method])["maps"]
-            pointing = metrics.pointing_game(maps, shown.boxes)
+            with warnings.catch_warnings():  # the tables say of themselves where nothing is known
+                warnings.filterwarnings("ignore", "pointing_game")
+                pointing = metrics.pointing_game(maps, shown.boxes)
             scores = {"clip": shown.ids, "hit": pointing.by_clip}
-            scores["boxed"] = pointing.boxed.float().mean(1)
+            scores |= {name: getattr(pointing, name).float().mean(1) for name in ("boxed", "flat")}
             scores["mass"] = metrics.relevance_mass(maps, shown.evidence)
             scores["iou"] = metrics.iou(maps, shown.evidence)
             names = {"dataset": dataset, "model": model, "method": method}
@@ -467,26 +482,26 @@ class Experiment:
         """Retrain on what each method keeps or removes (Fig. 8); kept as ``scores/retrained.csv``.
 
         ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
-        used, fewer where a part is smaller. Beside the methods stands ``"evidence"``, the known
-        pixels (or boxes) themselves, see `evidence_map`. ``options`` and the rows are those of
-        `stepkit.metrics.retrain`, with ``dataset`` and ``model``.
+        used, of all classes in turn, fewer where a part is smaller. Beside the methods stands
+        ``"evidence"``, the known pixels (or boxes) themselves, see `evidence_map`, where any are
+        known. ``options`` and the rows are those of `stepkit.metrics.retrain`, with ``dataset`` and
+        ``model``.
         """
         tables = []
         for dataset, model in itertools.product(datasets, models):
             sets = {split: self.dataset(dataset, split, n) for split, n in counts.items()}
-            few = {split: min(counts[split], len(clips)) for split, clips in sets.items()}
             classes = len(sets["train"].classes)
-            sets = {split: _Held(clips) for split, clips in sets.items()}
-            parts = {split: batch(clips, range(few[split])) for split, clips in sets.items()}
+            sets = {split: _Drawn(all_, counts[split], self.seed) for split, all_ in sets.items()}
+            parts = {split: batch(clips) for split, clips in sets.items()}
             network = self.fit(model, dataset)[0]
             maps = {"evidence": {split: evidence_map(part) for split, part in parts.items()}}
+            if not any(part.evidence.any() for part in parts.values()):
+                maps = {}
             where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
             where |= {"seed": self.seed, "progress": self.progress}
             for method, own in methods.items():
                 maps[method] = {
-                    split: sweep.explain(method, network, clips, n=few[split], **where, **own)[
-                        "maps"
-                    ]
+                    split: sweep.explain(method, network, clips, **where, **own)["maps"]
                     for split, clips in sets.items()
                 }
             device = device_of(network, "cpu")

@@ -115,7 +115,7 @@ def forest(
     ----------
     table : DataFrame
         Columns ``mean, low, high``, and ``paper`` where the paper prints a number; indexed by three
-        levels: panel, marker, row, such as dataset, model, method.
+        levels: panel, marker, row, such as dataset, model, method. NaN is not drawn.
     xlabel : str
         What is measured.
     zero : bool
@@ -140,6 +140,7 @@ def forest(
     """
     fits = isinstance(table.index, pd.MultiIndex) and table.index.nlevels == 3
     checks.require(fits, "table", f"{table.index.nlevels} index levels", "panel, marker, row")
+    table = table if table["mean"].isna().all() else table.dropna(subset="mean")
     panels, rows = (list(dict.fromkeys(table.index.get_level_values(i))) for i in (0, 2))
     parts = {panel: table.loc[[panel]].droplevel(0) for panel in panels}
     marks = {name: list(dict.fromkeys(t.index.get_level_values(0))) for name, t in parts.items()}
@@ -201,7 +202,7 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        Two columns; the first goes along the horizontal axis.
+        Two columns; the first goes along the horizontal axis. Rows with NaN are not drawn.
     label : str
         The level of the index that tells the markers apart.
     title : str, optional
@@ -215,6 +216,7 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     checks.require(table.shape[1] == 2, "table", f"{table.shape[1]} columns", "two")
     checks.require(len(table) > 0, "table", "no row", "at least one")
     across, up = table.columns
+    table = table.dropna()
     figure = Picture(figsize=(6, 3.6), dpi=DPI, layout="constrained")
     ax = figure.subplots()
     for i, (name, part) in enumerate(table.groupby(label, sort=False)):

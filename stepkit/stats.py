@@ -127,15 +127,25 @@ def intervals(
 
     ``trainings`` names the column, such as ``"seed"``, that tells apart several rows of a clip; see
     `bootstrap_mean`. Columns ``mean, low, high, n``, indexed by ``by``, groups in order of
-    appearance.
+    appearance. Clips whose value is NaN, as hits without boxes are, are left out; a group without
+    others is a row of NaN with ``n`` = 0.
     """
+    require(len(scores) > 0, "scores", "no row", "at least one; rows of NaN may stay in")
     columns = [value] if trainings is None else ["clip", trainings, value]
 
     def interval(part):
         wide = part[value] if trainings is None else part.pivot(columns=trainings, **_at(value))
-        return bootstrap_mean(wide.to_numpy())
+        return mean_of_known(wide)
 
     return scores.groupby(by, sort=False)[columns].apply(interval)[_COLUMNS]
+
+
+def mean_of_known(values) -> pd.Series:
+    """Return `bootstrap_mean` of the clips without NaN; if there are none, NaN and ``n`` = 0."""
+    values = np.asarray(values, dtype=float)
+    known = values[~np.isnan(values.reshape(len(values), -1)).any(1)]
+    nothing = pd.Series(dict.fromkeys(_COLUMNS, np.nan) | {"n": 0.0})
+    return bootstrap_mean(known) if len(known) else nothing
 
 
 def _at(value: str) -> dict:
@@ -152,7 +162,8 @@ def differences(
     """Return ``method`` minus every other method, paired by clip, with intervals.
 
     ``scores`` has columns ``method``, ``clip``, ``value``, those of ``by``, and ``trainings`` as
-    for `intervals`. Returns columns ``mean, low, high, n``, indexed by ``by`` and the other method.
+    for `intervals`. Returns columns ``mean, low, high, n``, indexed by ``by`` and the other method;
+    NaN as there.
     """
     columns = "method" if trainings is None else ["method", trainings]
     rows = {}
@@ -162,7 +173,7 @@ def differences(
         for other in part["method"].unique():
             if other != method:
                 key = (*np.atleast_1d(np.array(group, dtype=object)), other)
-                rows[key] = paired_bootstrap(wide[method], wide[other])
+                rows[key] = mean_of_known(wide[method] - wide[other])
     index = pd.MultiIndex.from_tuples(rows, names=[*by, "method"])
     return pd.DataFrame(list(rows.values()), index)[_COLUMNS]
 
@@ -171,13 +182,14 @@ def written(table: pd.DataFrame, digits: int = 2) -> pd.Series:
     """Write rows of ``mean, low, high`` as "0.71 [0.65, 0.77]".
 
     Where there is a column ``paper`` that holds a number, that follows: "0.71 [0.65, 0.77] (0.80)".
+    NaN is "–".
     """
     number = f"{{:.{digits}f}}"
     forms = {False: f"{number} [{number}, {number}]"}
     forms[True] = f"{forms[False]} ({number})"
     columns = table.reindex(columns=["mean", "low", "high", "paper"])
     rows = [forms[bool(row[3] == row[3])].format(*row) for row in columns.to_numpy()]
-    return pd.Series(rows, table.index)
+    return pd.Series(rows, table.index, dtype=object).mask(columns["mean"].isna(), "–")
 
 
 def verdict(gaps: pd.DataFrame, margin: float = 0.0) -> pd.Series:
@@ -206,9 +218,10 @@ def against_best(gaps: pd.DataFrame) -> pd.DataFrame:
     """Keep, of each group of `differences`, the row of the strongest other method.
 
     It is the one that leaves the smallest mean difference; its name becomes column ``against``.
+    Groups of which nothing is known (NaN) are left out.
     """
     by = [name for name in gaps.index.names if name != "method"]
-    rows = gaps.reset_index("method").rename(columns={"method": "against"})
+    rows = gaps.dropna(subset="mean").reset_index("method").rename(columns={"method": "against"})
     return rows.sort_values("mean", kind="stable").groupby(by, sort=False).head(1).sort_index()
 
 

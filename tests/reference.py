@@ -939,11 +939,21 @@ def relevance_mass(relevance, mask):
 
 
 def iou(relevance, mask):
-    """Overlap of the mask of one clip with as many of the highest voxels, ties in raster order."""
-    voxels = sorted(np.ndindex(*relevance.shape), key=lambda p: -float(relevance[p]))  # stable
-    B = {p for p in np.ndindex(*mask.shape) if mask[p]}
-    A = set(voxels[: len(B)])
-    return len(A & B) / len(A | B) if B else math.nan
+    """Overlap of the mask of one clip with as many of the highest voxels.
+
+    What they have in common, averaged over all orders that sort the map: two of them, in which
+    those of B come first and last among equals, hold the extremes, but only the mean is fair.
+    """
+    value = {p: float(relevance[p]) for p in np.ndindex(*relevance.shape)}
+    B = [p for p in value if mask[p]]
+    if not B or len(set(value.values())) == 1:
+        return math.nan
+    common = 0.0
+    for p in B:  # the chance that p is among the first len(B)
+        ahead = sum(v > value[p] for v in value.values())
+        equal = sum(v == value[p] for v in value.values())
+        common += min(max(len(B) - ahead, 0) / equal, 1)
+    return common / (2 * len(B) - common)
 
 
 # ---------------------------------------------------------------- Eqs. 22-27: averaged gradients

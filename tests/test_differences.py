@@ -45,6 +45,25 @@ def test_changes_of_maps_are_those_of_the_library(run):
     assert (run.folder / "scores" / "auc_x.csv").is_file()
 
 
+def test_clips_whose_map_is_flat_are_left_out(run, monkeypatch):
+    left = {"integrated_gradients@left": {"steps": 2, "rule": "left"}}
+    whole, explain = differences.of_maps(run, METHODS, left, **WHERE), run.explain
+
+    def first_is_flat(method, *where, **options):
+        found = explain(method, *where, **options)
+        flat = [0] if method in left else []
+        return found | {"maps": found["maps"].index_fill(0, torch.tensor(flat).long(), 0.0)}
+
+    monkeypatch.setattr(run, "explain", first_is_flat)
+    found = differences.of_maps(run, METHODS, left, **WHERE).droplevel("variant")
+    assert found.notna().all(axis=None)
+    assert found.loc["map", "mean"] != whole.droplevel("variant").loc["map", "mean"]
+    hits = run.table("located_variants").pivot(index="clip", columns="method", values="hit")
+    gap = (hits["integrated_gradients@left"] - hits["integrated_gradients"]).dropna()
+    assert len(gap) == 2
+    assert found.loc["hit", "mean"] == pytest.approx(gap.mean())
+
+
 def test_changes_of_scores_are_those_of_the_library(run):
     variants = {"trapezoid": ({}, {"rule": "trapezoid"}), "faded": ({}, {"baseline": "fade"})}
     found = differences.of_scores(run, METHODS, variants, **WHERE)

@@ -3,12 +3,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import stepkit as sk
 from stepkit import metrics
+from stepkit.data.sample import balanced
 from stepkit.experiment import PAPER_METHODS, Experiment, evidence_map, options
 from stepkit.training import QUICK
 
@@ -39,6 +42,52 @@ def test_options_are_the_papers_eleven_with_step_and_points_set():
     assert found["smoothgrad"] == {"samples": 7}
     assert found["blur_ig"] == found["xrai"] == {"steps": 7}
     assert options(["rise", "gradient"], "fast", 7) == {"rise": {}, "gradient": {}}
+
+
+class Listed:
+    """A list on disk as benchmarks have them: sorted by class."""
+
+    def __init__(self, *counts):
+        self.classes = range(len(counts))
+        self.targets = [c for c, count in enumerate(counts) for _ in range(count)]
+
+
+def test_clips_are_drawn_from_all_classes_in_turn_by_seed():
+    listed = Listed(*[38] * 20, *[37] * 3, 39)  # 910 clips of 24 classes, as UCF101-24's test list
+    drawn = balanced(listed, 96)
+    targets = torch.tensor(listed.targets)[drawn]
+    assert targets.bincount(minlength=24).tolist() == [4] * 24
+    assert targets.view(4, 24).eq(targets[:24]).all()  # in turn
+    assert len(set(drawn)) == 96
+    assert drawn == balanced(listed, 96) != balanced(listed, 96, seed=1)
+    assert drawn[:30] == balanced(listed, 30)
+    assert sorted(balanced(listed, 910)) == sorted(balanced(listed, 5000)) == list(range(910))
+    few = torch.tensor(Listed(1, 5, 2).targets)[balanced(Listed(1, 5, 2), 6)]
+    assert few.bincount().tolist() == [1, 3, 2]  # a class that has no more is passed over
+
+
+def test_of_generated_clips_the_first_are_taken():
+    assert balanced(sk.data.Synthetic(DATASET, n=40), 15, seed=3) == list(range(15))
+
+
+def test_batch_maps_scores_and_sweep_are_of_the_same_clips_of_all_classes(tmp_path):
+    for label in "abc":
+        for i in range(4):
+            folder = tmp_path / "clips" / "test" / label / f"{label}{i}"
+            folder.mkdir(parents=True)
+            for t in range(3):
+                noise = np.random.default_rng((i, t)).integers(0, 256, (24, 24, 3), np.uint8)
+                Image.fromarray(noise).save(folder / f"{t}.png")
+    data = {"data": str(tmp_path / "clips"), "frames": 3, "size": 24}
+    run = Experiment(str(tmp_path / "run"), clips=6, **data)
+    untrained = sk.load_model(MODEL, 3)
+    run._models[MODEL, "folder"] = untrained, None, None
+    shown = run.batch("folder")
+    assert shown.targets.bincount().tolist() == [2, 2, 2]
+    maps = run.explain("gradient", MODEL, "folder")["maps"]
+    expected = sk.attribute("gradient", untrained, shown.clips, shown.targets)
+    torch.testing.assert_close(maps, expected)
+    assert run.located({"gradient": {}}, [MODEL], ["folder"])["clip"].tolist() == shown.ids
 
 
 def test_curves_are_those_of_the_library_and_found_again(run, nothing_new):

@@ -123,8 +123,35 @@ def test_maxima_that_tie_point_at_the_first_in_raster_order():
     first, later = torch.tensor([[20.0, 4.0, 21.0, 5.0]]), torch.tensor([[22.0, 4.0, 23.0, 5.0]])
     assert pointing_game(maps, [[first]], 0).hits.item()
     assert not pointing_game(maps, [[later]], 0).hits.item()
-    flat = torch.full((1, 1, 9, 9), -2.0)  # points at the top left
-    assert pointing_game(flat, [[torch.tensor([[0.0, 0.0, 1.0, 1.0]])]], 0).hits.item()
+
+
+@pytest.mark.parametrize("value", [0.0, -2.0, 1.0])
+def test_a_frame_of_equal_values_points_nowhere_and_is_left_out(value):
+    maps = peak(0, 0).repeat(2, 4, 1, 1)
+    maps[0, 1:3] = value
+    maps[1] = value
+    corner, none = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.zeros(0, 4)
+    found = pointing_game(maps, [[corner, corner, none, corner - 99], [corner] * 4], 0)
+    assert found.flat.tolist() == [[False, True, True, False], [True] * 4]
+    assert found.hits.tolist() == [[True, False, False, False], [False] * 4]
+    assert found.rate == 1 / 2  # a hit, and a box elsewhere
+    assert found.by_clip.tolist() == pytest.approx([1 / 2, math.nan], nan_ok=True)
+    assert found.by_class([0, 1]).tolist() == pytest.approx([1 / 2, math.nan], nan_ok=True)
+    assert found.pointless == pytest.approx(5 / 7)  # of seven frames with a box
+    with pytest.warns(UserWarning, match="flat wherever there is one; the rate is NaN"):
+        assert math.isnan(pointing_game(maps[1:], [[corner] * 4]).rate)
+
+
+@pytest.mark.parametrize("form", [torch.tensor, np.array])
+def test_one_box_or_several_for_all_frames_of_a_clip(form):
+    maps = torch.cat([peak(2, 3), peak(9, 9), peak(5, 5)], 1).repeat(2, 1, 1, 1)
+    near, far = [3.0, 2.0, 4.0, 3.0], [9.0, 9.0, 10.0, 10.0]
+    each = [torch.tensor([near, far])] * 3
+    found = pointing_game(maps, [form([near, far]), form(near)], 0)
+    assert found.hits.tolist() == [[True, True, False], [True, False, False]]
+    assert found.hits.equal(pointing_game(maps, [each, [torch.tensor([near])] * 3], 0).hits)
+    whole = pointing_game(maps, form([near, far]), 0)  # a row for each clip
+    assert whole.hits.tolist() == [[True, False, False], [False, True, False]]
 
 
 def test_every_frame_is_a_map_of_its_own():
@@ -138,7 +165,7 @@ def rates():
     here, there = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[8.0, 8.0, 9.0, 9.0]])
     none = torch.zeros(0, 4)
     boxes = [[here, here], [here, there], [], [none, there]]
-    return pointing_game(torch.zeros(4, 2, 9, 9), boxes, 0)
+    return pointing_game(peak(0, 0, 9, 9).repeat(4, 2, 1, 1), boxes, 0)
 
 
 def test_rates():
@@ -166,7 +193,7 @@ def test_rates_by_class(targets, classes):
 
 @pytest.mark.parametrize("boxes", [[[], []], [[torch.zeros(0, 4)] * 3, []], [[[]] * 3] * 2])
 def test_no_box_at_all_is_said_and_gives_nan(boxes):
-    with pytest.warns(UserWarning, match="no frame has a box; the rate is undefined"):
+    with pytest.warns(UserWarning, match="of boxes, no frame has one; the rate is NaN"):
         found = sk.pointing_game(torch.zeros(2, 3, 8, 8), boxes)
     assert math.isnan(found.rate)
     assert found.by_clip.isnan().all()
@@ -229,18 +256,22 @@ def test_mask_scores_by_hand():
     maps = torch.tensor([[[[4.0, 1.0, 1.0], [-9.0, 1.0, 3.0]]]])
     masks = torch.tensor([[[[True, False, True], [True, False, False]]]])
     assert relevance_mass(maps, masks).item() == pytest.approx((4 + 1) / 10)
-    # the highest three: 4, 3 and the first of three ones; only the 4 is in the mask
-    assert iou(maps, masks).item() == pytest.approx(1 / 5)
-    masks = torch.tensor([[[[True, True, False], [False, False, True]]]])
+    # the highest three: 4, 3 and any of three ones, one of which is in the mask beside the 4
+    common = 1 + 1 / 3
+    assert iou(maps, masks).item() == pytest.approx(common / (3 + 3 - common))
+    masks = torch.tensor([[[[True, True, True], [False, True, True]]]])
     assert iou(maps, masks).item() == 1
 
 
-def test_voxels_that_tie_go_by_raster_order_over_the_whole_clip():
-    maps = torch.zeros(1, 2, 40, 50)
-    masks = torch.zeros(1, 2, 40, 50, dtype=torch.bool)
-    masks.view(-1)[:1000] = True
-    assert iou(maps, masks).item() == 1
-    assert iou(maps, masks.flip(1)).item() == 0
+def test_voxels_that_tie_favour_no_place():
+    maps = torch.zeros(2, 2, 40, 50)
+    masks = torch.zeros(2, 2, 40, 50, dtype=torch.bool)
+    masks.view(2, -1)[:, :1000] = True
+    assert iou(maps, masks).isnan().all()  # a map that says nothing ranks nothing
+    maps[0, 0, 0, :9] = maps[1, -1, -1, -9:] = 1  # nine inside, or outside; a quarter of the rest
+    common = torch.tensor([9 + 991 * 991 / 3991, 991 * 1000 / 3991])
+    torch.testing.assert_close(iou(maps, masks), common / (2000 - common))
+    assert iou(maps, masks).equal(iou(maps.flip(1, 2, 3), masks.flip(1, 2, 3)))
 
 
 def test_relevance_mass_does_not_depend_on_scale_and_sums_without_loss():

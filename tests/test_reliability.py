@@ -304,20 +304,25 @@ def test_rank_correlation_is_spearmans(decimals):
 
 
 def test_agreement_with_the_truth_is_spearmans_rho_clip_by_clip():
-    insertion = [[0.9, 0.1], [0.5, 0.2], [0.1, 0.3]]
-    methods = ("x", "y", "random")
+    insertion = [[0.5, 0.1], [0.9, 0.2], [0.7, 0.4], [0.1, 0.3]]
+    methods = ("x", "y", "z", "random")
     scores = scores_of({m: (row, row) for m, row in zip(methods, insertion, strict=True)})
-    mass = pd.DataFrame({"method": methods, "mass": [0.3, 0.2, 0.1]})
+    mass = pd.DataFrame({"method": methods, "mass": [0.4, 0.3, 0.2, 0.1]})
     truth = pd.concat([mass.assign(dataset="a", clip=clip) for clip in ("a0", "a1")])
-    found = agreement(scores, truth, ["dataset"], "mass").set_index(["metric", "clip"])["rho"]
-    expected = {
-        (m, f"a{n}"): sign * spearmanr([row[n] for row in insertion], mass["mass"]).statistic
-        for m, sign in (("insertion", 1), ("deletion", -1))
-        for n in range(2)
-    }
-    assert found.to_dict() == pytest.approx(expected)
+    table = agreement(scores, truth, ["dataset"], "mass").set_index(["metric", "clip"])
+    for column, rows in (("rho", 3), ("rho_with_random", 4)):
+        expected = {
+            (m, f"a{n}"): sign
+            * spearmanr([row[n] for row in insertion[:rows]], mass["mass"][:rows]).statistic
+            for m, sign in (("insertion", 1), ("deletion", -1))
+            for n in range(2)
+        }
+        assert table[column].to_dict() == pytest.approx(expected)
+    # random maps are last by both metric and truth: with them the two seem to agree
+    assert table.loc[("insertion", "a0"), "rho"] == pytest.approx(-0.5)
+    assert table.loc[("insertion", "a0"), "rho_with_random"] == pytest.approx(0.4)
     flat = agreement(scores.assign(insertion=0.0), truth, ["dataset"], "mass")
-    assert flat[flat["metric"] == "insertion"]["rho"].isna().all()
+    assert flat[flat["metric"] == "insertion"][["rho", "rho_with_random"]].isna().all(axis=None)
 
 
 # ------------------------------------------------------------------------------------------- scenes

@@ -145,6 +145,26 @@ def test_differences_are_paired_by_clip():
         stats.differences(scores(), "auc", ["dataset"], method="steps")
 
 
+def test_clips_of_which_nothing_is_known_are_left_out_and_groups_of_them_say_so():
+    table, known = scores(), scores()
+    table.loc[(table["dataset"] == "x") & (table["clip"] < 2), "auc"] = np.nan
+    table.loc[table["dataset"] == "a", "auc"] = np.nan
+    known = known[(known["dataset"] == "x") & (known["clip"] >= 2)]
+    for call in (
+        lambda t: stats.intervals(t, "auc", ["dataset", "method"]),
+        lambda t: stats.differences(t, "auc", ["dataset"]),
+    ):
+        found = call(table)
+        pd.testing.assert_frame_equal(found.loc[["x"]], call(known))
+        assert found.loc["a", ["mean", "low", "high"]].isna().all(axis=None)
+        assert (found.loc["a", "n"] == 0).all()
+        assert (stats.written(found.loc[["a"]]) == "–").all()
+    assert set(stats.verdict(found)["a"]) == {"undecided"}
+    assert stats.against_best(found).index.tolist() == ["x"]
+    with pytest.raises(ValueError, match=r"^scores: got no row"):
+        stats.intervals(table.dropna(subset="auc")[:0], "auc", ["dataset"])
+
+
 def test_verdict_follows_the_interval():
     gaps = pd.DataFrame({"low": [0.1, -0.2, -0.1, 0.0], "high": [0.2, -0.1, 0.1, 0.1]})
     assert stats.verdict(gaps).tolist() == ["higher", "lower", "undecided", "undecided"]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stepkit import removal
-from stepkit.data import Synthetic
-from stepkit.models import load_model
+from stepkit.data import Synthetic, batch
+from stepkit.models import load_model, load_weights
 from stepkit.training import (
     PAPER,
     QUICK,
@@ -133,6 +133,50 @@ def test_accuracy_counts_ranks():
     assert found["correct"].tolist() == [False] * 5 + [True] + [False] * 5 + [True]
 
 
+class Says(torch.nn.Module):
+    """A network that says the same logits of every clip."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+    def forward(self, clips):
+        return self.logits.expand(len(clips), -1)
+
+
+def test_a_network_that_says_the_same_of_all_classes_is_right_on_no_clip(tmp_path):
+    data, validation = parts(6)
+    found = evaluate(Says([0.0] * 6), validation)
+    assert (found["top1"], found["top5"], found["correct"].any().item()) == (0, 0, False)
+    assert found["probability"].tolist() == pytest.approx([1 / 6] * 6)
+    # of two that tie at the top none is first, both are among the first two
+    pair = evaluate(Says([1.0, 1.0, 0.0, 0.0, -1.0, -2.0]), validation)
+    assert (pair["top1"], pair["top5"]) == (0, pytest.approx(5 / 6))
+    still = replace(TINY, epochs=1, learning_rate=0.0)
+    assert train(Says([0.0] * 6), data, validation, tmp_path, still)["train_top1"].tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused_and_their_clips_named(value, tmp_path):
+    data, validation = parts(6)
+    diverged = Says([value] + [0.0] * 5)
+    said = "model: got logits that are NaN or infinite for 6 clips: appearance_{}_0_0000"
+    with pytest.raises(ValueError, match=said.format("val")):
+        evaluate(diverged, validation)
+    with pytest.raises(ValueError, match=said.format("train")):
+        train(diverged, data, validation, tmp_path, replace(TINY, epochs=1))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_as_many_workers_as_one_likes_make_the_same_bytes(tmp_path):
+    data, validation = parts()
+    recipe = replace(TINY, epochs=2, removal_share=1.0, clips_per_video=2)
+    for workers in (0, 2):
+        model, out = load_model("r2plus1d_narrow", 6), tmp_path / str(workers)
+        train(model, data, validation, out, recipe, workers=workers)
+    assert bytes_of(tmp_path / "0") == bytes_of(tmp_path / "2")
+
+
 def test_fit_uses_a_shipped_checkpoint_only_for_its_own_recipe(tmp_path):
     data, validation = parts()
     _, _, origin = fit("r2plus1d_narrow", data, validation, tmp_path, TINY)
@@ -150,6 +194,17 @@ def test_shipped_models_are_small_and_right_on_95_percent_of_held_out_clips(mode
     assert origin == "shipped"
     assert len(history) == recipe.epochs
     assert evaluate(network, Synthetic(name, "test", n=600))["top1"] >= 0.95
+
+
+@pytest.mark.parametrize("model", ["r2plus1d_narrow", "r50l_narrow"])
+def test_shipped_models_of_motion_are_at_chance_on_stills(model):
+    network = load_weights(load_model(model, 6), WEIGHTS / f"{model}_motion.safetensors")
+    given = batch(Synthetic("motion", "test", n=120))
+    for frame in (0, 7):
+        with torch.no_grad():
+            said = network(given.clips[:, :, [frame]].expand_as(given.clips)).argmax(1)
+        # by chance at most 33 of 120 in 999 cases of 1000
+        assert (said == given.targets).sum() <= 33
 
 
 def test_the_twin_that_saw_no_removal_travels_too(tmp_path):

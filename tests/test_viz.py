@@ -541,6 +541,19 @@ def test_intervals_are_drawn_at_their_values(table):
     np.testing.assert_allclose([s[:, 0] for s in spans], [[0.05, 0.2], [0.15, 0.3]])
 
 
+def test_what_is_not_known_is_not_drawn(table, tmp_path):
+    nothing = table.assign(mean=np.nan, low=np.nan, high=np.nan)
+    both = pd.concat([table.loc[["d1"]], nothing.loc[["d2"]]])
+    figure = plots.plot_intervals(both, xlabel="hits")
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["d1"]
+    for figure in (
+        plots.plot_intervals(nothing, xlabel="hits", zero=True),
+        plots.plot_pairs(nothing[["low", "high"]].rename_axis([*"abc"]), label="c"),
+    ):
+        figure.savefig(tmp_path / "empty.png")  # axes, and nothing in them
+        assert np.isnan([x for line in figure.axes[0].lines[:2] for x in line.get_xdata()]).all()
+
+
 def test_the_papers_numbers_are_crosses(table):
     figure = plots.plot_intervals(table.assign(paper=table["mean"] / 2), xlabel="AUC")
     labels = figure.axes[0].get_legend_handles_labels()[1]

@@ -2,12 +2,14 @@
 
 A dataset is a map-style ``torch.utils.data.Dataset`` with the attributes ``name`` (an id of the
 paper's tables or of a stand-in), ``split``, ``classes`` (names, in order of their index), ``ids``
-(one string per sample, usable as a file name), ``frames``, ``size``, ``seed`` and ``epoch``, whose
-items are samples.
+(one string per sample, usable as a file name), ``targets`` (one class index per sample),
+``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -64,6 +66,32 @@ class Batch:
                 for x0, y0, x1, y1 in boxes.tolist():
                     frame |= (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
         return filled
+
+
+def balanced(dataset, n: int, seed: int = 0) -> list[int]:
+    """Return the indices of ``n`` samples, or of all if there are fewer, drawn over the classes.
+
+    The classes take turns, in an order that is drawn as well, each with its clips in random order:
+    lists on disk are sorted by class, and their first clips are of one. More samples of one seed
+    begin with the fewer. If the first ``n`` hold all classes alike, as of generated data, it is
+    these.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> by_class = SimpleNamespace(targets=[0, 0, 0, 0, 1, 1, 2], classes="abc")
+    >>> sorted(by_class.targets[i] for i in balanced(by_class, 5))
+    [0, 0, 1, 1, 2]
+    """
+    targets = np.asarray(dataset.targets)
+    alike = np.ptp(np.bincount(targets[:n], minlength=len(dataset.classes))) <= 1
+    if alike or n >= len(targets):
+        return list(range(min(n, len(targets))))
+    rng = np.random.default_rng(seed)
+    drawn, first = rng.permutation(len(targets)), rng.permutation(len(dataset.classes))
+    of = targets[drawn]
+    turn = pd.Series(of).groupby(of).cumcount()
+    return drawn[np.lexsort((first[of], turn))][:n].tolist()
 
 
 def batch(dataset, indices=None) -> Batch:

@@ -7,8 +7,15 @@ name             stands in for       what decides the class
 ``object``       EPIC-Object         the pattern on a small round object (3-5 %) that rides on a
                                      panning and zooming camera
 ``motion``       Something-V2        how the actor moves: left, right, up, down, nearer, farther;
-                                     its pattern says nothing, nor do the blobs that sway
+                                     neither its pattern nor a still frame says anything, nor do
+                                     the blobs that sway
 ===============  ==================  ==============================================================
+
+No still frame of ``motion`` tells its class, not even whether one is told by place or by size.
+Height, breadth and (log) size of the actor each have a phase, drawn uniformly from [0, 1) in every
+class; the class says which phase runs on, and which way. At 1 it goes on from 0: the actor jumps
+back, at a time that is random too. A uniform phase that is moved along a circle is uniform again,
+so at each instant place and size are distributed alike, and independently, in every class.
 
 Backgrounds are real photographs (those that ship inside scikit-image); the training, validation and
 test parts use different ones. Two distractors move in every clip. Colours are drawn at random, so
@@ -83,6 +90,7 @@ class Synthetic(Dataset):
         self.name, self.split, self.n, self.seed, self.epoch = name, split, n, seed, 0
         self.frames, self.size = frames, (height, width)
         self.classes = CLASSES[name]
+        self.targets = [i % len(self.classes) for i in range(n)]
         self.ids = [f"{name}_{split}_{seed}_{i:05d}" for i in range(n)]
 
     def __len__(self):
@@ -93,7 +101,7 @@ class Synthetic(Dataset):
             raise IndexError(f"clip {i} of {self.n}")
         kind = list(CLASSES).index(self.name)
         rng = np.random.default_rng((self.seed, _SALT[self.split], kind, self.epoch, i))
-        target = i % len(self.classes)
+        target = self.targets[i]
         camera = _camera(rng, self.name, self.frames)
         frames = _background(rng, PHOTOGRAPHS[self.split], camera, self.size)
         for distractor in _distractors(rng, self.name, camera):
@@ -104,6 +112,15 @@ class Synthetic(Dataset):
         boxes = [_box(frame) for frame in mask]
         return Sample(normalise(clip), target, self.ids[i], boxes, torch.from_numpy(mask))
 
+
+_COURSES = {  # which of the phases of y, x and size runs on, and which way
+    "left": (0, -1, 0),
+    "right": (0, 1, 0),
+    "up": (-1, 0, 0),
+    "down": (1, 0, 0),
+    "nearer": (0, 0, 1),
+    "farther": (0, 0, -1),
+}
 
 # Scene lengths are in 1/48 of the frame's shorter side, positions measured from its centre.
 
@@ -240,12 +257,11 @@ def _evidence(rng, name: str, target: int, camera: _Camera) -> _Thing:
         path[:, 0] += np.sin(2 * np.pi * (2 * clock + rng.random()))  # the bob of a walk
         scale = np.full(len(clock), rng.uniform(0.85, 1.1))
         return _Thing(rng.uniform(-11, 11, 2) + path, scale, "actor", kind, _colours(rng))
-    heading = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}.get(kind)
-    size, growth = rng.uniform(0.75, 1.05), {"nearer": 1.0, "farther": -1.0}.get(kind, 0)
-    reach = np.array(heading) * rng.uniform(20, 26) if heading else rng.uniform(-3, 3, 2)
+    start, course = rng.random((3, 1)), np.array(_COURSES[kind])[:, None]
+    y, x, growth = (start + course * rng.uniform(0.5, 0.65) * clock) % 1
+    scale = 0.4 * (1.75 / 0.4) ** growth
     pattern = rng.choice(CLASSES["appearance"])
-    centre = rng.uniform(-8, 8, 2) + clock[:, None] * reach
-    return _Thing(centre, size * np.exp(growth * clock), "actor", pattern, _colours(rng))
+    return _Thing(40 * np.stack([y, x], 1) - 20, scale, "actor", pattern, _colours(rng))
 
 
 def _distractors(rng, name: str, camera: _Camera) -> list[_Thing]:

@@ -22,27 +22,40 @@ class Pointing:
     Attributes
     ----------
     hits : Tensor
-        bool (N, T), the frame's maximum hit a box; False in a frame without one.
+        bool (N, T), the frame's maximum hit a box; False in a frame that does not count.
     boxed : Tensor
-        bool (N, T), the frame has a box. No other frame counts.
+        bool (N, T), the frame has a box.
+    flat : Tensor
+        bool (N, T), the map has one value all over the frame, so it points nowhere.
     """
 
     hits: Tensor
     boxed: Tensor
+    flat: Tensor
+
+    @property
+    def counted(self) -> Tensor:
+        """The frames that count, bool (N, T): those with a box whose map points somewhere."""
+        return self.boxed & ~self.flat
 
     @property
     def rate(self) -> float:
-        """Share of hits among all frames that have a box; NaN if none has.
+        """Share of hits among all frames that count; NaN if none does.
 
-        The released code's, which counts a frame without box as a miss, is
+        Where no map is flat, the released code's, which counts a frame without box as a miss, is
         ``rate * (1 - unboxed)``.
         """
-        return (self.hits.sum() / self.boxed.sum()).item()
+        return (self.hits.sum() / self.counted.sum()).item()
 
     @property
     def by_clip(self) -> Tensor:
-        """Share of hits among the frames of each clip that have a box, (N,); NaN if none has."""
-        return self.hits.sum(1) / self.boxed.sum(1)
+        """Share of hits among the frames of each clip that count, (N,); NaN if none does."""
+        return self.hits.sum(1) / self.counted.sum(1)
+
+    @property
+    def pointless(self) -> float:
+        """Share of the frames with a box that were left out because the map is flat there."""
+        return ((self.boxed & self.flat).sum() / self.boxed.sum()).item()
 
     @property
     def unboxed(self) -> float:
@@ -50,17 +63,17 @@ class Pointing:
         return 1 - self.boxed.float().mean().item()
 
     def by_class(self, targets) -> pd.Series:
-        """Return the share of hits among the frames of each class that have a box.
+        """Return the share of hits among the frames of each class that count.
 
-        ``targets`` (N,) are class indices or names. Sorted by class; NaN for a class without boxes;
-        ``.mean()`` is the mean over the others.
+        ``targets`` (N,) are class indices or names. Sorted by class; NaN for a class without such
+        frames; ``.mean()`` is the mean over the others.
         """
         targets = np.asarray(targets.cpu() if isinstance(targets, Tensor) else targets)
         n = len(self.hits)
         require(targets.shape == (n,), "targets", f"shape {targets.shape}", f"({n},)")
-        counts = {"hits": self.hits.sum(1).numpy(), "boxed": self.boxed.sum(1).numpy()}
+        counts = {"hits": self.hits.sum(1).numpy(), "of": self.counted.sum(1).numpy()}
         total = pd.DataFrame(counts).groupby(targets).sum()
-        return (total["hits"] / total["boxed"]).rename("rate").rename_axis("class")
+        return (total["hits"] / total["of"]).rename("rate").rename_axis("class")
 
 
 def pointing_game(
@@ -79,6 +92,7 @@ def pointing_game(
     boxes : list of list of Tensor
         For each clip and frame (K, 4), ``x0, y0, x1, y1`` in pixels of the map, K = 0 where the
         frame has none: the ``boxes`` of a `stepkit.data.Batch`. An empty list: a clip without any.
+        One tensor (4,) or (K, 4) for a clip stands for each of its frames.
     radius : float, optional
         In pixels; by default 7 at 112, in proportion to the shorter side.
     shape : str
@@ -88,7 +102,8 @@ def pointing_game(
     Returns
     -------
     Pointing
-        ``.hits (N, T) .boxed (N, T) .rate .by_clip (N,) .by_class(targets) .unboxed``.
+        ``.hits .boxed .flat .counted (N, T) .rate .by_clip (N,) .by_class(targets) .unboxed
+        .pointless``.
 
     Raises
     ------
@@ -98,7 +113,7 @@ def pointing_game(
     Warns
     -----
     UserWarning
-        No frame has a box: the rate is undefined, hence NaN.
+        No frame has a box, or no map points anywhere: the rate is undefined, hence NaN.
 
     Notes
     -----
@@ -108,7 +123,7 @@ def pointing_game(
 
     Frames without a box are left out (released: they are misses, and rows and columns of the
     maximum are swapped). With several boxes one is enough. Maxima that tie: the first in raster
-    order, so a frame of equal values points at its top left pixel.
+    order. A frame of equal values has no maximum and is left out.
 
     References
     ----------
@@ -130,6 +145,7 @@ def pointing_game(
     number = isinstance(radius, (int, float)) and not isinstance(radius, bool)
     require(number and 0 <= radius < math.inf, "radius", radius, "pixels, at least 0")
     found, counts = _gathered(boxes, N, T)  # (B, 4), (N·T,)
+    flat = (maps.amax((2, 3)) == maps.amin((2, 3))).cpu()  # (N, T)
     place = maps.flatten(2).argmax(2).flatten().cpu()  # (N·T,), the first of equal ones
     centre = torch.stack([place % W, place // W], 1) + 0.5  # x, y
     frame = torch.arange(N * T).repeat_interleave(counts)  # (B,), the frame of each box
@@ -137,11 +153,11 @@ def pointing_game(
     met = apart.square().sum(1) <= radius**2 if shape == "circle" else apart.amax(1) <= radius
     hits = torch.zeros(N * T, dtype=torch.bool)
     hits[frame[met]] = True
-    boxed = counts > 0
-    if not boxed.any():
-        said = "pointing_game: no frame has a box; the rate is undefined (NaN)"
-        warnings.warn(said, stacklevel=2)
-    return Pointing(hits.view(N, T), boxed.view(N, T))
+    found = Pointing(hits.view(N, T) & ~flat, (counts > 0).view(N, T), flat)
+    if not found.counted.any():
+        why = "the maps are flat wherever there is one" if found.boxed.any() else "no frame has one"
+        warnings.warn(f"pointing_game: of boxes, {why}; the rate is NaN", stacklevel=2)
+    return found
 
 
 def _gathered(boxes, N: int, T: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +165,9 @@ def _gathered(boxes, N: int, T: int) -> tuple[Tensor, Tensor]:
     _listed("boxes", boxes, (N,), f"{N} clips, as many as maps")
     found = []
     for n, clip in enumerate(boxes):
-        _listed(f"boxes[{n}]", clip, (T, 0), f"{T} frames, or an empty list")
+        if isinstance(clip, (Tensor, np.ndarray)) and clip.ndim < 3 and clip.shape[-1] == 4:
+            clip = [clip.reshape(-1, 4)] * T
+        _listed(f"boxes[{n}]", clip, (T, 0), f"{T} frames, one tensor for all, or an empty list")
         for t, given in enumerate(clip):
             found.append(_rows(f"boxes[{n}][{t}]", given))
         found += [torch.zeros(0, 4, dtype=torch.float64)] * (T - len(clip))
@@ -200,9 +218,10 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 def iou(maps: Tensor, masks: Tensor) -> Tensor:
     """Return the overlap |A ∩ B| / |A ∪ B| of each mask B and the map's highest voxels A, (N,).
 
-    A holds as many voxels of the clip as B; ties go by raster order (frame, row, column).
-    ``maps`` float32 (N, T, H, W), ``masks`` bool of the same shape. NaN for an empty mask. (Not in
-    the paper.)
+    A holds as many voxels of the clip as B. Of the voxels that tie for the last places A holds the
+    same share everywhere: as many of B's as a draw would take on average. ``maps`` float32
+    (N, T, H, W), ``masks`` bool of the same shape. NaN for an empty mask, and for a map with one
+    value all over the clip. (Not in the paper.)
 
     Examples
     --------
@@ -212,16 +231,18 @@ def iou(maps: Tensor, masks: Tensor) -> Tensor:
     """
     maps, masks, device = _pair(maps, masks)
     size = masks.sum(1)
-    order = maps.argsort(dim=1, descending=True, stable=True)
-    inside = masks.gather(1, order) & (torch.arange(maps.shape[1]) < size[:, None])
-    common = inside.sum(1)
-    return (common / (2 * size - common)).to(device)
+    last = maps.sort(dim=1, descending=True).values.gather(1, (size[:, None] - 1).clamp(min=0))
+    above, tied = maps > last, maps == last
+    share = (size - above.sum(1)) / tied.sum(1)
+    common = (above & masks).sum(1) + share * (tied & masks).sum(1)
+    flat = tied.all(1)
+    return (common / (2 * size - common)).where(~flat, math.nan).to(device)
 
 
 def _pair(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, torch.device]:
     """Check both; return them as (N, T·H·W) on the CPU, and the device of the maps.
 
-    Not every accelerator has float64 or a stable sort.
+    Not every accelerator has float64.
     """
     tensor("maps", maps, "(N, T, H, W)")
     tensor("masks", masks, "(N, T, H, W)", torch.bool)

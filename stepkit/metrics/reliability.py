@@ -208,12 +208,12 @@ def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: s
 
     Spearman's ρ, clip by clip, between a metric's scores of the methods (deletion negated) and
     ``value`` of ``truth``, such as the share of a map's relevance inside the evidence. Not in the
-    paper, where no evidence is known.
+    paper, where no evidence is known. Random maps lift ρ: they are apart from the others by both.
 
     Parameters
     ----------
     scores : DataFrame
-        As for `reliability_table`; random maps take part.
+        As for `reliability_table`.
     truth : DataFrame
         A row per clip and method, with the columns of ``by`` that it has, and ``value``.
     by : list of str
@@ -224,17 +224,19 @@ def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: s
     Returns
     -------
     DataFrame
-        A row per group, metric and clip: ``by``, ``metric``, ``clip``, ``rho``; NaN where all
-        methods tie.
+        A row per group, metric and clip: ``by``, ``metric``, ``clip``, ``rho`` over the methods,
+        ``rho_with_random`` over random maps too; NaN where all of them tie.
     """
     keys = [c for c in by if c in truth]
     both = scores.merge(truth[[*keys, "clip", "method", value]], "left", [*keys, "clip", "method"])
     rows = []
     for (*group, clip), part in both.groupby([*by, "clip"], sort=False):
         for metric, lower in METRICS.items():
-            columns = np.stack([part[metric] * (-1 if lower else 1), part[value]])
-            rows.append([*group, metric, clip, rank_correlation(*columns[:, None])[0]])
-    return pd.DataFrame(rows, columns=[*by, "metric", "clip", "rho"])
+            columns = np.stack([part[metric] * (-1 if lower else 1), part[value]])[:, None]
+            methods = columns[..., part["method"].to_numpy() != "random"]
+            rhos = [rank_correlation(*given)[0] for given in (methods, columns)]
+            rows.append([*group, metric, clip, *rhos])
+    return pd.DataFrame(rows, columns=[*by, "metric", "clip", "rho", "rho_with_random"])
 
 
 def rank_correlation(scores, others) -> np.ndarray:
