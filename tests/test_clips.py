@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
+from torchvision.models import video as zoo
 
 from stepkit import clips, sources
 from stepkit.clips import (
@@ -19,6 +21,7 @@ from stepkit.clips import (
     STD,
     frame_count,
     frame_size,
+    mean_std,
     normalise,
     read_clip,
     read_clips,
@@ -119,6 +122,32 @@ def test_normalise_refuses_other_shapes_and_bytes(call, wrong):
         call(wrong)
     with pytest.raises(ValueError, match="uint8"):
         call(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+
+
+WEIGHTS = [zoo.R2Plus1D_18_Weights, zoo.MViT_V1_B_Weights, zoo.Swin3D_T_Weights]
+
+
+@pytest.mark.parametrize("weights", [each.DEFAULT for each in WEIGHTS], ids=str)
+def test_the_normalisation_of_weights_is_that_of_their_own_transforms(weights):
+    rgb = torch.rand(4, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    own = weights.transforms(resize_size=[256, 256], crop_size=[256, 256])  # normalises only
+    for given in (weights, own, (own.mean, torch.tensor(own.std))):
+        mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in mean_std(given))
+        assert torch.allclose((rgb.transpose(0, 1) - mean) / std, own(rgb), atol=1e-5)
+
+
+def test_what_else_stands_for_a_normalisation():
+    assert mean_std(None) == ((0.0,) * 3, (1.0,) * 3)
+    half = ((0.5,) * 3, (0.25,) * 3)
+    assert mean_std((0.5, 0.25)) == mean_std(transforms.Normalize([0.5] * 3, [0.25] * 3)) == half
+
+    class Processor:  # of Hugging Face
+        image_mean, image_std = [0.5] * 3, [0.25] * 3
+
+    assert mean_std(Processor()) == half
+    for wrong in ("imagenet", 3, (1, 2, 3), (0.5, 0), (float("nan"), 1), ((1, 2), (1, 2))):
+        with pytest.raises(ValueError, match=r"^normalise: got .*, expected None, \(mean, std\)"):
+            mean_std(wrong)
 
 
 # --- sampling ---
