@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.models import video as zoo
 
-from stepkit import clips, sources
+from stepkit import _video, clips
 from stepkit.clips import (
     MEAN,
     STD,
@@ -567,7 +567,8 @@ def test_avi_cut_inside_its_last_frame_is_refused(tmp_path):
     last = data.rfind(b"00dc", 0, data.find(b"idx1"))
     length = int.from_bytes(data[last + 4 : last + 8], "little")
     path.write_bytes(data[: last + 8 + length // 2])
-    assert "truncated" in refusal(path)
+    assert "truncated" in refusal(path, frame_count)
+    assert "frame 19 is damaged" in refusal(path)
 
 
 def test_gif_may_lack_its_trailer_or_end_in_a_new_line(tmp_path):
@@ -695,7 +696,7 @@ def test_real_videos_cut_short_are_refused(real_data, tmp_path):
 
 
 def test_a_video_that_unfolds_into_too_many_frames_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MOST_FRAMES", 5)
+    monkeypatch.setattr(_video, "MOST_FRAMES", 5)
     path = video(tmp_path / "a.mp4", noise(8))
     for read in (frame_count, read_frames, read_clip):
         with pytest.raises(ValueError, match="of more than 5 frames, expected a part of it"):
@@ -703,14 +704,14 @@ def test_a_video_that_unfolds_into_too_many_frames_is_refused(tmp_path, monkeypa
 
 
 def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MOST_PIXELS", 100)
-    monkeypatch.setattr(sources, "_upright", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr(_video, "MOST_PIXELS", 100)
+    monkeypatch.setattr(_video, "_packets", lambda *a: pytest.fail("decoded"))
     with pytest.raises(ValueError, match=r"whose frames are \d+x\d+, expected at most 100 pixels"):
         read_frames(video(tmp_path / "a.mp4", noise(3)))
 
 
 def test_a_folder_of_too_many_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MOST_FRAMES", 2)
+    monkeypatch.setattr(_video, "MOST_FRAMES", 2)
     for i in range(3):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
     with pytest.raises(ValueError, match="of 3 images, expected at most 2"):
