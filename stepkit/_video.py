@@ -45,6 +45,7 @@ GAPLESS = (
     "rm",
 )  # nothing lies between two packets but short headers
 STEADY = ("ogg", "mxf")  # a frame at every tick
+TIMED = ("matroska,webm", "asf")  # the header tells the duration
 
 
 def name_of(source) -> str:
@@ -96,10 +97,9 @@ def open_video(source):
                 stream = max(streams, key=lambda each: bool(each.disposition & Disposition.default))
                 yield container, stream, _decoder(source, stream)
         except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where a stream breaks up
-            if container is None and isinstance(error, av.ArgumentError):
-                found = f"in which there is no video: a format that is not read, of {head!r}"
-                refuse(source, found, "the video itself, no playlist, script or text")
-            refuse(source, f"not a video, damaged or truncated ({error})")
+            begins = "" if container else f"; it begins with {head!r}"
+            expected = "an intact video" + ("" if container else ", no playlist, script or text")
+            refuse(source, f"no video, damaged or truncated{begins} ({error})", expected)
 
 
 def _decoder(source, stream) -> CodecContext:
@@ -178,24 +178,27 @@ def _packets(source, container, stream) -> Iterator[tuple[av.Packet, bool]]:
     """
     kind, codec = container.format.name, stream.codec_context.name
     gapless = kind in GAPLESS and "alpha_mode" not in stream.metadata  # alpha lies beside packets
-    lost, end, until, last = False, None, 0, None
+    unread, end, until, last = 0, None, 0, None
     for packet in container.demux():
         if packet.pos is not None and packet.size:
-            lost |= gapless and end is not None and packet.pos - end > 512
+            unread = max(unread, packet.pos - end if gapless and end else 0)
             end = max(end or 0, packet.pos + packet.size)
-        if kind == "matroska,webm" and packet.pts is not None:
+        if kind in TIMED and packet.pts is not None:
             ends = (packet.pts + (packet.duration or 0)) * packet.time_base
             until = max(until, float(ends))
         if packet.stream.index != stream.index:
             continue
-        if kind in STEADY and packet.dts is not None:
-            lost |= last is not None and packet.dts - last > 1.5 * (packet.duration or np.inf)
-            last = packet.dts
+        late = None not in (packet.dts, last) and packet.dts - last > 1.5 * (
+            packet.duration or np.inf
+        )
+        last = packet.dts
+        lost = unread > 512 or (late and (unread > 48 or kind in STEADY))
+        unread = 0
         yield packet, packet.is_corrupt or lost or (codec in DENSE and _has_hole(packet, codec))
-        lost = False
-    unread = 1 - (end or 0) / container.size if container.size > 0 else 0
-    short = (container.duration or 0) / av.time_base - until if kind == "matroska,webm" else 0
-    if short > 0.25 and unread > 0.005:  # seconds, and a share of the file that no index fills
+    rest = 1 - (end or 0) / max(container.size, 1)
+    short = (container.duration or 0) / av.time_base - until if kind in TIMED else 0
+    if short > 0.25 and rest > 0.005:  # seconds, and a share of the file that no index fills
+        check_end(source)
         refuse(source, f"damaged: after {until:.3f} seconds nothing more can be read")
 
 

@@ -55,8 +55,10 @@ def noise(n, height=48, width=64):
     return list(np.random.default_rng(0).integers(0, 256, (n, height, width, 3), np.uint8))
 
 
-def video(path, frames, codec="mpeg4", pix_fmt="yuv420p", pts=None, options=None, **encoder):
-    with av.open(str(path), "w", options=options or {}) as container:
+def video(
+    path, frames, codec="mpeg4", pix_fmt="yuv420p", pts=None, options=None, fmt=None, **encoder
+):
+    with av.open(str(path), "w", fmt, options=options or {}) as container:
         stream = container.add_stream(codec, rate=25, options=encoder)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
