@@ -358,6 +358,40 @@ def test_still_pictures_are_no_damage(tmp_path):
             assert quietly(frame_count, path) == (30, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "sound"),
+    [
+        ("a.mkv", "libx264", "aac"),
+        ("a.webm", "libvpx", "libopus"),
+        ("a.flv", "libx264", "aac"),
+        ("a.ts", "libx264", "aac"),
+        ("a.mxf", "mpeg2video", "pcm_s16le"),
+        ("a.vob", "mpeg2video", "mp2"),
+    ],
+)
+def test_sound_between_the_frames_is_no_damage_and_no_obstacle(tmp_path, name, codec, sound):
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "25"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        audio = container.add_stream(sound, rate=48000, layout="stereo")
+        for i, pixels in enumerate(moving(75)):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+            noise = rng.normal(0, 0.1, (2, 1920)).astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(noise, "fltp", "stereo")
+            heard.rate, heard.pts, heard.time_base = 48000, i * 1920, Fraction(1, 48000)
+            container.mux(audio.encode(heard))
+        container.mux(stream.encode(None))
+        container.mux(audio.encode(None))
+    every, said = quietly(read_frames, path, None, 32)
+    part, more = quietly(read_frames, path, [60, 62], 32)
+    assert not said + more
+    assert len(every) == 75
+    assert torch.equal(part, every[[60, 62]])
+
+
 def test_a_video_whose_last_picture_stands_is_no_damage(tmp_path):
     moments = [*range(20), 300]
     path = video(tmp_path / "v.mkv", moving(21), "libx264", pts=moments, bf="0")
