@@ -24,13 +24,15 @@ from stepkit.checks import require
 MOST_FRAMES = 500_000  # at a time: 5 hours at 25 a second
 MOST_PIXELS = 2**26  # of one frame: twice 8K
 
-# Demuxers of FFmpeg that hold their pictures themselves. Others follow what they read to further
-# files, local and remote (hls, concat, dash, sdp), or draw text (tty): they are not even opened.
+# Demuxers of FFmpeg that hold their pictures themselves. Others draw text (tty, bin), or follow
+# what they read to further files (hls, concat, dash, sdp): without protocols they find none.
 FORMATS = (
     "apng,asf,av1,avi,bmp_pipe,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,"
-    "mov,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,png_pipe,rm,tiff_pipe,vc1,vvc,wtv,yuv4mpegpipe"
+    "mov,mp3,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,png_pipe,rm,tiff_pipe,vc1,vvc,wav,wtv,"
+    "yuv4mpegpipe"
 )
-OPENING = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+OPENING = {"protocol_whitelist": "none"}
+ITSELF = "an intact video itself, no playlist, script or text"
 # Without these, FFmpeg passes over what it could notice; a JPEG it would paint grey from there on.
 NOTICE = "crccheck+bitstream+buffer"
 LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha of these
@@ -38,12 +40,7 @@ HDR = {16: "PQ", 18: "HLG"}  # AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67
 # What these codecs write never holds so many zeros in a row: a hole in the file does.
 HOLE = bytes(64)
 DENSE = {"h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"}
-GAPLESS = (
-    "matroska,webm",
-    "flv",
-    "nut",
-    "rm",
-)  # nothing lies between two packets but short headers
+GAPLESS = ("matroska,webm", "flv", "nut")  # nothing but short headers between two packets
 STEADY = ("ogg", "mxf")  # a frame at every tick
 TIMED = ("matroska,webm", "asf")  # the header tells the duration
 
@@ -80,12 +77,13 @@ def opened(source):
 def open_video(source):
     """Open a video and yield its container, stream and decoder; errors inside name the source."""
     with opened(source) as file:
-        head = file.read(16)
-        file.seek(0)
         container = None
         try:
             # a file, not its name: FFmpeg takes "a:b.mp4" for a protocol; old tags are not UTF-8
             with av.open(file, metadata_errors="replace", options=OPENING) as container:
+                if not {*FORMATS.split(",")} & {*container.format.name.split(",")}:
+                    found = f"of the format {container.format.name}, which is not read"
+                    refuse(source, found, ITSELF)
                 # FFmpeg counts cover art as video
                 streams = [
                     stream
@@ -97,9 +95,8 @@ def open_video(source):
                 stream = max(streams, key=lambda each: bool(each.disposition & Disposition.default))
                 yield container, stream, _decoder(source, stream)
         except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where a stream breaks up
-            begins = "" if container else f"; it begins with {head!r}"
-            expected = "an intact video" + ("" if container else ", no playlist, script or text")
-            refuse(source, f"no video, damaged or truncated{begins} ({error})", expected)
+            expected = "an intact video" if container else ITSELF
+            refuse(source, f"not a video, damaged or truncated ({error})", expected)
 
 
 def _decoder(source, stream) -> CodecContext:

@@ -64,7 +64,7 @@ def test_bytes_files_and_arrays_are_read_as_the_path_is(tmp_path):
     ("wrong", "message"),
     [
         (b"", "a BytesIO of 0 bytes"),
-        (b"no video" * 100, "a BytesIO, .*no video"),
+        (b"no video" * 100, "a BytesIO, .*no playlist, script or text"),
         (io.StringIO("text"), "a binary file"),
         (np.zeros((4, 8, 8, 3)), r"float64 \(4, 8, 8, 3\), expected RGB frames, uint8"),
         (np.zeros((8, 8, 3), np.uint8), r"expected RGB frames, uint8 \(T, H, W, 3\)"),
@@ -415,9 +415,6 @@ def test_playlists_and_scripts_are_refused(tmp_path, monkeypatch, name, as_bytes
     (tmp_path / name).write_text(text)
     opened = []
     monkeypatch.setattr(_video, "decode", lambda *a: opened.append(a))
-    with pytest.raises(
-        ValueError, match=r"no video.* expected an intact video, no playlist"
-    ) as refused:
+    with pytest.raises(ValueError, match="expected an intact video itself, no playlist"):
         frame_count(text.encode() if as_bytes else name)
     assert not opened
-    assert repr(text.encode()[:10])[:-1] in str(refused.value)
