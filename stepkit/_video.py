@@ -115,24 +115,35 @@ def _decoder(source, stream) -> CodecContext:
     return codec
 
 
+class _AstrayError(Exception):
+    """The times told do not lead to the frames."""
+
+
 def decode(source, start: int, damage: list) -> Iterator[tuple[int, av.VideoFrame, bool]]:
     """Yield position, frame, and whether it is damaged, from the key frame before ``start``."""
     line = timeline(source) if start else None
     first = _key_before(line, start) if line else None
-    index, decoded, astray = -1, 0, False
+    try:
+        yield from _decode(source, line, first, damage)
+    except _AstrayError:  # count them, then
+        damage.clear()
+        yield from _decode(source, None, None, damage)
+
+
+def _decode(source, line, first, damage):
+    index, decoded = (bisect_left(line.pts, first[0]) if first else 0) - 1, 0
     with open_video(source) as (container, stream, decoder):
         if stream.codec_context.color_trc in HDR:
             kind = HDR[stream.codec_context.color_trc]
             said = f"{kind} (HDR) is read as if it were SDR; tone-map it first (docs/guide.md)"
-            warnings.warn(f"{name_of(source)}: {said}", stacklevel=5)
+            warnings.warn(f"{name_of(source)}: {said}", stacklevel=6)
         if first:
-            index = bisect_left(line.pts, first[0]) - 1
             container.seek(first[1], stream=stream)
-        harmed, clean = [], -1  # numbers of packets: damaged ones; the key frame since which
-        for number, (packet, hurt) in enumerate(_packets(source, container, stream)):
-            packet.opaque = number
-            if hurt:
-                harmed.append(number if packet.is_corrupt else number - 1)
+        harmed = []  # numbers of the packets that are damaged, or lost, since the last key frame
+        for number, (packet, broken, lost) in enumerate(_packets(source, container, stream)):
+            packet.opaque = number  # a frame tells by it which packet it comes from
+            if broken or lost:
+                harmed.append(number if broken else number - 1)
                 damage.append(index + 1)
             for frame in decoder.decode(packet):
                 decoded += 1
@@ -143,33 +154,25 @@ def decode(source, start: int, damage: list) -> Iterator[tuple[int, av.VideoFram
                     continue  # on the way to the key frame, or leading it
                 index += 1
                 if first and line.pts[index : index + 1] != [frame.pts]:
-                    astray = True
-                    break
+                    raise _AstrayError
                 origin = number if frame.opaque is None else frame.opaque
                 if frame.is_corrupt:
                     harmed.append(origin)
                 if frame.key_frame:
-                    clean = origin
-                    harmed = [each for each in harmed if each >= clean]
+                    harmed = [each for each in harmed if each >= origin]
                 hurt = any(each <= origin for each in harmed)
                 damage += [index] * hurt
                 yield index, frame, hurt
-            if astray:
-                break
         # Some writers of AVI get the length wrong: it counts only where frames are lost as well.
         complete = container.format.name == "avi" and index + 1 == stream.frames and not damage
-    if astray:  # the times do not tell the frames: count them
-        damage.clear()
-        yield from decode(source, 0, damage)
-        return
     if not complete:
         check_end(source)
     if decoded == 0:
         refuse(source, "in which there is no frame", "a video")
 
 
-def _packets(source, container, stream) -> Iterator[tuple[av.Packet, bool]]:
-    """Yield the packets of ``stream``, and whether one is damaged or some before it are lost.
+def _packets(source, container, stream) -> Iterator[tuple[av.Packet, bool, bool]]:
+    """Yield the packets of ``stream``, whether each is damaged, and whether some before are lost.
 
     Packets of all streams together leave nothing of the file unread, and no moment unfilled.
     """
@@ -185,13 +188,12 @@ def _packets(source, container, stream) -> Iterator[tuple[av.Packet, bool]]:
             until = max(until, float(ends))
         if packet.stream.index != stream.index:
             continue
-        late = None not in (packet.dts, last) and packet.dts - last > 1.5 * (
-            packet.duration or np.inf
-        )
-        last = packet.dts
+        step = 1.5 * (packet.duration or np.inf)
+        late = None not in (packet.dts, last) and packet.dts - last > step
         lost = unread > 512 or (late and (unread > 48 or kind in STEADY))
-        unread = 0
-        yield packet, packet.is_corrupt or lost or (codec in DENSE and _has_hole(packet, codec))
+        broken = packet.is_corrupt or (codec in DENSE and _has_hole(packet, codec))
+        yield packet, broken, lost
+        unread, last = 0, packet.dts
     rest = 1 - (end or 0) / max(container.size, 1)
     short = (container.duration or 0) / av.time_base - until if kind in TIMED else 0
     if short > 0.25 and rest > 0.005:  # seconds, and a share of the file that no index fills
@@ -207,17 +209,14 @@ def _has_hole(packet, codec: str) -> bool:
 def timeline(source) -> _Timeline | None:
     """Read, without decoding, when each frame is shown; None: the source does not tell."""
     with open_video(source) as (container, stream, _):
-        kind, vp8, tick = (
-            container.format.name,
-            stream.codec_context.name == "vp8",
-            stream.time_base,
-        )
+        kind, vp8 = container.format.name, stream.codec_context.name == "vp8"
         packets = [
             (packet.pts, packet.dts, packet.is_keyframe)
             for packet in container.demux(stream)
             # of VP8 a bit tells which packets only serve others
             if packet.size and not packet.is_discard and not (vp8 and not bytes(packet)[0] & 16)
         ]
+        tick = stream.time_base
     shown = [pts for pts, _, _ in packets]
     if None in shown or len(set(shown)) < len(shown) or shown[:1] != [min(shown, default=None)]:
         return None
@@ -227,7 +226,7 @@ def timeline(source) -> _Timeline | None:
 
 
 def _key_before(line: _Timeline, start: int) -> tuple[int, int] | None:
-    """Return pts and dts of the last key frame up to frame ``start``; None: the first, or none."""
+    """Return pts and dts of the last key frame up to frame ``start``; None: it is the first."""
     if start >= len(line.pts):
         return None
     before = bisect_right(line.keys, (line.pts[start], np.inf))
