@@ -1,7 +1,7 @@
-"""Clips: from a video file, or a folder of frames, to the normalised tensor that models see.
+"""Clips: from a video, or a folder of frames, to the normalised tensor that models see.
 
-Every source is read in one forward pass that keeps the frames asked for, already resized: memory
-grows with what is asked for, not with the length of the video.
+Every source is read in one forward pass, from the key frame before the first frame asked for; it
+keeps those asked for, already resized: memory grows with them, not with the length of the video.
 """
 
 import operator
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from stepkit.checks import one_of, require
-from stepkit.sources import guess_count, lazy_frames
+from stepkit.sources import as_source, between, guess_count, lazy_frames, name_of, warn_of
 
 MEAN = (0.43216, 0.394666, 0.37645)  # of Kinetics-400, RGB in [0, 1]
 STD = (0.22803, 0.22145, 0.216989)
@@ -126,57 +126,90 @@ def sample_frames(n, frames=16, mode="test", start=0, stop=None, generator=None)
     return [low + int(u * (high - low)) for u, (low, high) in segments]
 
 
-def read_frames(path, indices=None, size=112) -> Tensor:
-    """Read frames of a video file, or of a folder of images, upright and resized.
+def read_frames(path, indices=None, size=112, fit="squash") -> Tensor:
+    """Read frames of a video, or of a folder of images, upright and resized.
 
     Parameters
     ----------
-    path : str or Path
-        Any video that FFmpeg decodes, or a folder of images (jpg, png, bmp, webp), one per frame,
-        in the natural order of their names: "f2" before "f10".
+    path : str, Path, bytes, binary file or array
+        A video that FFmpeg decodes: a file, its bytes, or an open file, read from its beginning.
+        Or a folder of images (jpg, png, bmp, webp), one per frame, in the natural order of their
+        names: "f2" before "f10". Or RGB frames, uint8 (T, H, W, 3), of NumPy or PyTorch. Of
+        several video streams the container's default; what is transparent stands on black.
     indices : iterable of int, default all frames
         Positions from 0, wherever the names of a folder start to count; any order, repeats too.
     size : int or (int, int), default 112
-        Side, or height and width, in pixels, whatever the aspect ratio: bilinear, antialiased.
+        Side, or height and width, in pixels: bilinear, antialiased.
+    fit : {"squash", "crop"}, default "squash"
+        To ``size`` whatever the aspect ratio, as in the paper; or the middle of the frame, its
+        aspect ratio kept.
 
     Returns
     -------
     Tensor
         uint8 (T, H, W, 3), RGB.
 
+    Warns
+    -----
+    UserWarning
+        Damage elsewhere than in the frames asked for; HDR, which is read as if it were SDR.
+
     Raises
     ------
     FileNotFoundError
         No such file or folder.
     ValueError
-        No video; a damaged or truncated one (where its container tells its length: mp4, mov, mkv,
-        webm, avi, gif); no images; a broken image, or one of another size; no such index.
+        No video; a truncated one (where its container tells its length: mp4, mov, mkv, webm, avi,
+        gif, wmv); a frame asked for is damaged, or follows damage up to the next key frame; no
+        images; a broken image, or one of another size; no such index.
 
     Examples
     --------
     >>> read_frames("surfing.mp4", [0, 24], size=(128, 171)).shape
     torch.Size([2, 128, 171, 3])
     """
-    path, size = _source(path), _size(size)
+    path, how = as_source(path), (_size(size), _fit(fit))
     if indices is None:
-        kept, seen = _collect(path, None, size)
+        kept, seen = _collect(path, None, *how)
         return _stack(kept, range(seen))
     indices = [_integer("indices", index, 0) for index in indices]
     require(bool(indices), "indices", "none", "at least one frame")
-    kept, seen = _collect(path, set(indices), size, max(indices) + 1)
-    require(max(indices) < seen, "indices", max(indices), f"0..{seen - 1}, the frames of '{path}'")
+    kept, seen = _collect(path, set(indices), *how, max(indices) + 1)
+    given = f"0..{seen - 1}, the frames of {name_of(path)}"
+    require(max(indices) < seen, "indices", max(indices), given)
     return _stack(kept, indices)
 
 
-def read_clip(path, frames=16, size=112, mode="test", start=0, stop=None, generator=None) -> Tensor:
+def read_clip(
+    path,
+    frames=16,
+    size=112,
+    mode="test",
+    start=0,
+    stop=None,
+    generator=None,
+    *,
+    seconds=None,
+    fit="squash",
+    normalise=(MEAN, STD),
+) -> Tensor:
     """Read one clip, sampled as in the paper (§V-A.2) and normalised: what a model takes.
+
+    A scene far into a long video costs about its own decoding: reading begins at the key frame
+    before ``start``.
 
     Parameters
     ----------
-    path, size
+    path, size, fit
         As in `read_frames`.
     frames, mode, start, stop, generator
         As in `sample_frames`.
+    seconds : (float, float), optional
+        In place of ``start`` and ``stop``: from when to when, counted from the first frame.
+    normalise : optional
+        As in `mean_std`; default `MEAN` and `STD`, the space in which pictures, removal operators
+        and masks of this library live. Where a model wants other numbers, leave this be and give
+        them to ``sk.wrap``; here they are for a clip that you handle yourself.
 
     Returns
     -------
@@ -186,26 +219,30 @@ def read_clip(path, frames=16, size=112, mode="test", start=0, stop=None, genera
     Raises
     ------
     FileNotFoundError, ValueError
-        As `read_frames` and `sample_frames`.
+        As `read_frames`, `sample_frames` and `mean_std`; ``seconds`` of a source without times.
 
     Examples
     --------
     >>> read_clip("surfing.mp4").shape
     torch.Size([3, 16, 112, 112])
     """
-    path, size, start = _source(path), _size(size), _integer("start", start, 0)
+    path, size, start = as_source(path), _size(size), _integer("start", start, 0)
+    how, (mean, std) = (size, _fit(fit)), mean_std(normalise)
+    if seconds is not None:
+        require(start == 0 and stop is None, "seconds", seconds, "None beside start or stop")
+        start, stop = between(path, seconds)
     # The metadata only guess the length: reading to the end tells it. A wrong guess costs a second
     # pass, which must draw again what the first one drew.
     n = max(guess_count(path), start + 1) if stop is None else _integer("stop", stop, start + 1)
     state = None if generator is None else generator.get_state()
     while True:
         indices = sample_frames(n, frames, mode, start, stop, generator)
-        kept, seen = _collect(path, set(indices), size, stop)
+        kept, seen = _collect(path, set(indices), *how, stop)
         if seen == n:
-            rgb = _stack(kept, indices).permute(3, 0, 1, 2).contiguous()
-            return normalise(rgb.float() / 255)
-        inside = stop is None and start < seen
-        require(inside, "start, stop", (start, stop), f"a range in the {seen} frames of '{path}'")
+            rgb = _stack(kept, indices).permute(3, 0, 1, 2).contiguous().float() / 255
+            return (rgb - _per_channel(rgb, mean)) / _per_channel(rgb, std)
+        given = f"a range in the {seen} frames of {name_of(path)}"
+        require(stop is None and start < seen, "start, stop", (start, stop), given)
         n = seen
         if generator is not None:
             generator.set_state(state)
@@ -222,7 +259,8 @@ def read_clips(paths, **options) -> Tensor:
     >>> read_clips(["surfing.mp4", "surfing.mp4"], frames=8).shape
     torch.Size([2, 3, 8, 112, 112])
     """
-    require(not isinstance(paths, (str, Path)), "paths", repr(paths), "a list of paths")
+    one = isinstance(paths, (str, Path, bytes))
+    require(not one, "paths", type(paths).__name__, "a list of paths")
     clips = [read_clip(path, **options) for path in paths]
     require(bool(clips), "paths", "none", "at least one path")
     return torch.stack(clips)
@@ -236,8 +274,7 @@ def frame_count(path) -> int:
     >>> frame_count("surfing.mp4")
     25
     """
-    with closing(lazy_frames(_source(path))) as frames:
-        return sum(1 for _ in frames)
+    return _collect(as_source(path), set(), None, None)[1]
 
 
 def frame_size(path) -> tuple[int, int]:
@@ -248,8 +285,51 @@ def frame_size(path) -> tuple[int, int]:
     >>> frame_size("surfing.mp4")
     (240, 320)
     """
-    with closing(lazy_frames(_source(path))) as frames:
-        return next(frames)().shape[:2]
+    with closing(lazy_frames(as_source(path))) as frames:
+        return next(frames)[1]().shape[:2]
+
+
+def mean_std(normalise) -> tuple[tuple, tuple]:
+    """Return the mean and the standard deviation per channel that a normalisation stands for.
+
+    Parameters
+    ----------
+    normalise : None, (mean, std), or weights or transforms of a model
+        None: RGB in [0, 1] stays as it is. ``mean`` and ``std`` are three numbers, or one for all
+        channels. Of torchvision the weights (``Swin3D_T_Weights.DEFAULT``), their ``transforms()``
+        or a ``Normalize``; of Hugging Face an image processor.
+
+    Returns
+    -------
+    mean, std : tuple of three float
+        Of RGB in [0, 1]: what a model takes is ``(rgb - mean) / std``.
+
+    Raises
+    ------
+    ValueError
+        Anything else; numbers that are not finite; a ``std`` that is not above 0.
+
+    Examples
+    --------
+    >>> mean_std((0.5, (0.2, 0.2, 0.25)))
+    ((0.5, 0.5, 0.5), (0.2, 0.2, 0.25))
+    """
+    given = normalise
+    if callable(getattr(given, "transforms", None)):
+        given = given.transforms()
+    if given is None:
+        given = 0, 1
+    for names in (("mean", "std"), ("image_mean", "image_std")):
+        if all(np.ndim(getattr(given, name, None)) == 1 for name in names):
+            given = tuple(getattr(given, name) for name in names)
+    try:
+        mean, std = (np.broadcast_to(np.asarray(v, float), 3) for v in given)
+        fits = bool(np.isfinite([mean, std]).all() and (std > 0).all())
+    except (TypeError, ValueError):
+        fits = False
+    expected = "None, (mean, std) of three numbers each, or weights or transforms that hold them"
+    require(fits, "normalise", repr(normalise), expected)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def mean_std(normalise) -> tuple[tuple, tuple]:
@@ -302,7 +382,11 @@ def _constants(argument: str, given: Tensor) -> tuple[Tensor, Tensor]:
     fits = given.is_floating_point() and given.ndim >= 4 and given.shape[-4] == 3
     found = f"{given.dtype} {tuple(given.shape)}"
     require(fits, argument, found, "floating values (..., 3, T, H, W)")
-    return tuple(given.new_tensor(values).view(3, 1, 1, 1) for values in (MEAN, STD))
+    return _per_channel(given, MEAN), _per_channel(given, STD)
+
+
+def _per_channel(like: Tensor, values: tuple) -> Tensor:
+    return like.new_tensor(values).view(3, 1, 1, 1)
 
 
 def _integer(argument: str, given: object, low: int, high: float = float("inf")) -> int:
@@ -321,25 +405,23 @@ def _size(given: object) -> tuple[int, int]:
     return tuple(_integer("size", side, 1) for side in sides)
 
 
-def _source(path) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"path: got '{path}', expected a video or a folder of its frames")
-    require(path.is_dir() or path.stat().st_size > 0, "path", f"'{path}' of 0 bytes", "a video")
-    return path
+def _fit(given: str):
+    one_of("fit", given, ("squash", "crop"))
+    return Image.Image.resize if given == "squash" else ImageOps.fit
 
 
-def _collect(path: Path, wanted: set | None, size: tuple, stop: int | None = None):
+def _collect(source, wanted: set | None, size, fit, stop: int | None = None):
     """Return {index: resized frame} of the ``wanted`` (None: all), and how many frames went by."""
-    kept, seen = {}, 0
-    with closing(lazy_frames(path)) as frames:
-        for index, pixels in enumerate(frames):
+    kept, seen, damage = {}, 0, []
+    with closing(lazy_frames(source, min(wanted or [0]), damage)) as frames:
+        for index, pixels in frames:
             if wanted is None or index in wanted:
-                image = Image.fromarray(pixels())
-                kept[index] = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+                image = fit(Image.fromarray(pixels()), size[::-1], Image.Resampling.BILINEAR)
+                kept[index] = np.asarray(image)
             seen = index + 1
             if seen == stop:
                 break
+    warn_of(source, damage)
     return kept, seen
 
 

@@ -1,162 +1,157 @@
-"""Sources of frames: a video file decoded by PyAV, or a folder of images; damage is noticed.
+"""Sources of frames: a video decoded by PyAV, images, or an array; damage is noticed.
 
-Floor below `stepkit.clips`, which chooses frames, resizes and normalises them.
+Floor below `stepkit.clips`, which chooses frames, resizes and normalises them. A source is a path,
+a binary file, or an array: `as_source` makes one of what a caller has.
 """
 
+import io
 import re
+import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
+from stepkit import _video
+from stepkit._video import check_end, decode, name_of, open_video, opened, refuse, timeline, upright
 from stepkit.checks import require
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# Small files can unfold without end: what is beyond any camera is refused before it fills memory.
-MOST_FRAMES = 500_000  # 5 hours at 25 a second
-MOST_PIXELS = 2**26  # of one frame: twice 8K
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def lazy_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    """Yield each frame as a call that makes its pixels (H, W, 3): most of them nobody wants."""
-    if path.is_dir():
-        files = _images(path)
+def as_source(path):
+    """Return the source that ``path`` stands for: a ``Path``, a binary file or a uint8 array."""
+    if isinstance(path, (bytes, bytearray, memoryview)):
+        path = io.BytesIO(path)
+    if hasattr(path, "ndim"):
+        frames = np.asarray(path)
+        fits = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
+        expected = "RGB frames, uint8 (T, H, W, 3)"
+        require(fits and frames.size > 0, "path", f"{frames.dtype} {frames.shape}", expected)
+        return frames
+    if hasattr(path, "read"):
+        fits = not isinstance(path, io.TextIOBase) and path.seekable()
+        require(fits, "path", repr(path), "a binary file that can be read from its beginning again")
+        size = path.seek(0, io.SEEK_END)
+    else:
+        path = Path(path)
+        if not (path.is_file() or path.is_dir()):
+            expected = "a video or a folder of its frames"
+            raise FileNotFoundError(f"path: got {name_of(path)}, expected {expected}")
+        size = path.is_dir() or path.stat().st_size
+    require(size > 0, "path", f"{name_of(path)} of 0 bytes", "a video")
+    return path
+
+
+def lazy_frames(source, start=0, damage=None) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
+    """Yield each frame as its position and a call that makes its pixels (H, W, 3).
+
+    Videos that tell their times begin at the key frame before ``start``, others at frame 0. To
+    ``damage`` goes the position of each frame that is damaged, or before which some are missing;
+    the call of a damaged one raises a ``ValueError``.
+    """
+    if isinstance(source, np.ndarray):
+        yield from enumerate(partial(np.asarray, frame) for frame in source)
+    elif isinstance(source, Path) and source.is_dir():
+        files = _images(source)
         shape = _image(files[0]).shape
-        yield from (partial(_image, file, shape) for file in files)
+        yield from enumerate(partial(_image, file, shape) for file in files)
+    elif _is_picture(source):
+        with _picture(source) as image:
+            yield from enumerate(partial(_turn, source, image, i) for i in range(image.n_frames))
     else:
         converter = VideoReformatter()  # setting one up per frame costs ten times the conversion
-        yield from (partial(_upright, frame, converter) for frame in _decode(path))
+        for index, frame, harmed in decode(source, start, [] if damage is None else damage):
+            expected = "frames outside the damage (start, stop), or the video encoded anew"
+            said = partial(refuse, source, f"whose frame {index} is damaged", expected)
+            yield index, said if harmed else partial(upright, frame, converter)
 
 
-def guess_count(path: Path) -> int:
+def guess_count(source) -> int:
     """Return what the metadata say of the number of frames: a guess for videos."""
-    if path.is_dir():
-        return len(_images(path))
-    with _video(path) as (container, stream):
+    if isinstance(source, np.ndarray):
+        return len(source)
+    if isinstance(source, Path) and source.is_dir():
+        return len(_images(source))
+    if _is_picture(source):
+        with _picture(source) as image:
+            return image.n_frames
+    with open_video(source) as (container, stream, _):
         return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
 
 
-# --- video files ---
+def between(source, seconds) -> tuple[int, int]:
+    """Return ``start, stop`` of the frames that a video shows in ``seconds`` from its first."""
+    fits = len(seconds) == 2 and 0 <= seconds[0] < seconds[1]
+    require(fits, "seconds", seconds, "(from, to), with 0 <= from < to")
+    line = None
+    if not isinstance(source, np.ndarray) and not (isinstance(source, Path) and source.is_dir()):
+        line = None if _is_picture(source) else timeline(source)
+    require(
+        line is not None, "seconds", f"{name_of(source)}, which tells no times", "start and stop"
+    )
+    # a thousandth: the precision of Matroska, where 1/30 is written as 0.033
+    shown = [float((pts - line.pts[0]) * line.tick) + 1e-3 for pts in line.pts]
+    start, stop = (bisect_left(shown, moment) for moment in seconds)
+    given = f"{seconds}, of {name_of(source)}, whose last frame is at {shown[-1]:.3f}"
+    require(start < stop, "seconds", given, "a range with a frame in it")
+    return start, stop
+
+
+def warn_of(source, damage: list[int]) -> None:
+    """Warn of ``damage``, the frames that `lazy_frames` found damaged, if there is any."""
+    if damage:
+        where = f"{name_of(source)}: damaged between the frames {min(damage)} and {max(damage)}"
+        said = "none of these is used, but some may be missing, and later ones count too low"
+        warnings.warn(f"{where}; {said}", stacklevel=4)
+
+
+# --- images ---
+
+
+def _is_picture(source) -> bool:
+    """Tell gif, webp and avif: FFmpeg passes over damage, does not read, drops alpha, in turn."""
+    with opened(source) as file:
+        head = file.read(12)
+    named = head[8:] == b"WEBP" or head[4:] in (b"ftypavis", b"ftypavif")
+    return named or head.startswith(b"GIF8")
 
 
 @contextmanager
-def _video(path: Path):
-    """Open a video and yield its container and stream; errors inside name the file."""
+def _picture(source):
+    check_end(source)
+    with opened(source) as file:
+        try:
+            image = Image.open(file)
+            count = image.n_frames
+        except BROKEN as error:
+            refuse(source, f"which does not decode ({error})", "an intact image")
+        if count > _video.MOST_FRAMES:
+            refuse(source, f"of {count} frames", f"at most {_video.MOST_FRAMES}")
+        yield image
+
+
+def _turn(source, image: Image.Image, i: int) -> np.ndarray:
     try:
-        # absolute, as FFmpeg takes "a:b.mp4" for a protocol; old tags are not always UTF-8
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
-            # FFmpeg counts cover art as video, and draws text files as such ("tty", "bin")
-            streams = [
-                stream
-                for stream in container.streams.video
-                if container.format.name not in ("tty", "bin")
-                and not stream.disposition & av.stream.Disposition.attached_pic
-            ]
-            if not streams:
-                refuse(path, "in which there is no video", "a video stream")
-            if streams[0].codec_context is None:
-                refuse(path, "for which FFmpeg has no decoder", "another codec")
-            codec = streams[0].codec_context
-            size = f"whose frames are {codec.width}x{codec.height}"
-            if codec.width * codec.height > MOST_PIXELS:
-                refuse(path, size, f"at most {MOST_PIXELS} pixels a frame")
-            codec.options = {"max_pixels": str(MOST_PIXELS)}  # a stream may grow on its way
-            streams[0].thread_type = "AUTO"
-            yield container, streams[0]
-    except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where a stream breaks up
-        refuse(path, f"not a video, damaged or truncated ({error})")
-
-
-def _decode(path: Path) -> Iterator[av.VideoFrame]:
-    with _video(path) as (container, stream):
-        seen, damaged = 0, False
-        for packet in container.demux(stream):
-            damaged |= packet.is_corrupt
-            for frame in packet.decode():
-                seen += 1
-                if seen > MOST_FRAMES:
-                    refuse(path, f"of more than {MOST_FRAMES} frames", "a part of it at a time")
-                yield frame
-        # Some writers of AVI get the length wrong: it counts only where frames are lost as well.
-        complete = container.format.name == "avi" and seen == stream.frames and not damaged
-    missing = _declared_end(path) - path.stat().st_size
-    if missing > 0 and not complete:
-        refuse(path, f"truncated after {seen} frames: {missing} bytes or more are missing")
-    if seen == 0:
-        refuse(path, "in which there is no frame", "a video")
-
-
-def _upright(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
-    """Return RGB pixels, turned and mirrored as the display matrix says, to quarter turns."""
-    pixels = converter.reformat(frame, format="rgb24").to_ndarray()
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return pixels
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # x' = ax + cy, y' = bx + dy
-    if abs(a) < abs(b):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
-
-
-def _declared_end(path: Path) -> int:
-    """Return where the container says that the file ends, in bytes; 0 if it does not say.
-
-    Needed because FFmpeg plays a file that was cut off up to the cut, without a word.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(256)
-        if head.startswith(b"RIFF"):  # AVI; some count the 8 bytes of this header, some do not
-            return int.from_bytes(head[4:8], "little")
-        if head.startswith(b"GIF8"):
-            file.seek(max(0, size - 64))
-            # the trailer, or the end of an image where a writer left the trailer out
-            return 0 if file.read().rstrip(b"\r\n ").endswith((b";", b"\0")) else size + 1
-        if head.startswith(b"\x1a\x45\xdf\xa3"):
-            return _matroska_end(head)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            return _mp4_end(file, size)
-    return 0
-
-
-def _matroska_end(head: bytes) -> int:
-    at = head.find(b"\x18\x53\x80\x67") + 4  # the segment; leading zeros tell the bytes of a number
-    if at < 8:
-        return 0
-    width = 9 - head[at].bit_length()
-    unknown = (1 << 7 * width) - 1  # a recording that was never closed
-    length = int.from_bytes(head[at : at + width], "big") & unknown
-    return 0 if length == unknown else at + width + length
-
-
-def _mp4_end(file, size: int) -> int:
-    end = 0
-    while end < size:
-        file.seek(end)
-        length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-        if length == 1:
-            length = int.from_bytes(file.read(8), "big")
-        if length < 8:  # 0: up to the end of the file, wherever that is
-            return 0
-        end += length
-    return end if kind in (b"moov", b"mdat", b"moof") else 0  # others: bytes that a camera appends
-
-
-# --- folders of images ---
+        image.seek(i)
+    except BROKEN as error:
+        refuse(source, f"whose frame {i} does not decode ({error})", "an intact image")
+    return _rgb(source, image)
 
 
 def _images(folder: Path) -> list[Path]:
     files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGES]
-    files = [file for file in files if not file.name.startswith(".")]
+    files = [file for file in files if not file.name.startswith(".") and file.is_file()]
     if not files:
         refuse(folder, "a folder without images", "one image per frame: " + " ".join(IMAGES))
-    if len(files) > MOST_FRAMES:
-        refuse(folder, f"of {len(files)} images", f"at most {MOST_FRAMES}")
+    if len(files) > _video.MOST_FRAMES:
+        refuse(folder, f"of {len(files)} images", f"at most {_video.MOST_FRAMES}")
     numbers = re.compile("[0-9]+")
     padded = {file: numbers.sub(lambda found: found[0].zfill(20), file.name) for file in files}
     return sorted(files, key=lambda file: (padded[file], file.name))
@@ -164,19 +159,29 @@ def _images(folder: Path) -> list[Path]:
 
 def _image(file: Path, shape: tuple | None = None) -> np.ndarray:
     try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # grey of 16 bits: Pillow would clip it at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        image = Image.open(file)
+    except BROKEN as error:
         refuse(file, f"which does not decode ({error})", "an intact image")
+    with image:
+        pixels = _rgb(file, image)
     if shape not in (None, pixels.shape):
         expected = "{}x{} (HxW), as the first frame of its folder".format(*shape[:2])
         refuse(file, "{}x{}".format(*pixels.shape[:2]), expected)
     return pixels
 
 
-def refuse(path: Path, found: str, expected: str = "an intact video"):
-    """Raise a ``ValueError`` that names the source."""
-    require(False, "path", f"'{path}', {found}", expected)
+def _rgb(source, image: Image.Image) -> np.ndarray:
+    """Return RGB pixels, upright, what is transparent on black."""
+    if image.width * image.height > _video.MOST_PIXELS:
+        size = f"of {image.width}x{image.height} pixels"
+        refuse(source, size, f"at most {_video.MOST_PIXELS} pixels a frame")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # grey of 16 bits: Pillow would clip it at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+            image = Image.alpha_composite(black, image.convert("RGBA"))
+        return np.asarray(image.convert("RGB"))
+    except BROKEN as error:
+        refuse(source, f"which does not decode ({error})", "an intact image")

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.models import video as zoo
 
-from stepkit import clips, sources
+from stepkit import _video, clips
 from stepkit.clips import (
     MEAN,
     STD,
@@ -55,8 +55,10 @@ def noise(n, height=48, width=64):
     return list(np.random.default_rng(0).integers(0, 256, (n, height, width, 3), np.uint8))
 
 
-def video(path, frames, codec="mpeg4", pix_fmt="yuv420p", pts=None, options=None, **encoder):
-    with av.open(str(path), "w", options=options or {}) as container:
+def video(
+    path, frames, codec="mpeg4", pix_fmt="yuv420p", pts=None, options=None, fmt=None, **encoder
+):
+    with av.open(str(path), "w", fmt, options=options or {}) as container:
         stream = container.add_stream(codec, rate=25, options=encoder)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
@@ -567,7 +569,8 @@ def test_avi_cut_inside_its_last_frame_is_refused(tmp_path):
     last = data.rfind(b"00dc", 0, data.find(b"idx1"))
     length = int.from_bytes(data[last + 4 : last + 8], "little")
     path.write_bytes(data[: last + 8 + length // 2])
-    assert "truncated" in refusal(path)
+    assert "truncated" in refusal(path, frame_count)
+    assert "frame 19 is damaged" in refusal(path)
 
 
 def test_gif_may_lack_its_trailer_or_end_in_a_new_line(tmp_path):
@@ -695,7 +698,7 @@ def test_real_videos_cut_short_are_refused(real_data, tmp_path):
 
 
 def test_a_video_that_unfolds_into_too_many_frames_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MOST_FRAMES", 5)
+    monkeypatch.setattr(_video, "MOST_FRAMES", 5)
     path = video(tmp_path / "a.mp4", noise(8))
     for read in (frame_count, read_frames, read_clip):
         with pytest.raises(ValueError, match="of more than 5 frames, expected a part of it"):
@@ -703,14 +706,14 @@ def test_a_video_that_unfolds_into_too_many_frames_is_refused(tmp_path, monkeypa
 
 
 def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MOST_PIXELS", 100)
-    monkeypatch.setattr(sources, "_upright", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr(_video, "MOST_PIXELS", 100)
+    monkeypatch.setattr(_video, "_packets", lambda *a: pytest.fail("decoded"))
     with pytest.raises(ValueError, match=r"whose frames are \d+x\d+, expected at most 100 pixels"):
         read_frames(video(tmp_path / "a.mp4", noise(3)))
 
 
 def test_a_folder_of_too_many_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MOST_FRAMES", 2)
+    monkeypatch.setattr(_video, "MOST_FRAMES", 2)
     for i in range(3):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
     with pytest.raises(ValueError, match="of 3 images, expected at most 2"):

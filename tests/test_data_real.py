@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from stepkit.clips import frame_count, unnormalise
+from stepkit.data import load_dataset
 from stepkit.data.folder import SHARES, Folder
 from stepkit.data.sample import batch, collate
 from stepkit.data.ucf101 import UCF101, boxes_at, frame_numbers, read_annotations, read_split
@@ -332,6 +333,13 @@ def test_all_is_what_is_there_and_annotated(ucf):
     assert UCF101(ucf, split="all").ids == names[:2]
 
 
+def test_all_by_name_is_all_of_it(ucf):
+    options = {"frames": 2, "size": 8, "data": str(ucf)}
+    for parts in (False, True):
+        found = load_dataset("ucf101-24", "all", parts=parts, **options)
+        assert found.ids == UCF101(ucf, split="all").ids
+
+
 def test_files_count_before_frames_and_wherever_they_are(ucf):
     name = "Archery/v_Archery_g01_c01"
     black = [np.zeros((*ODD, 3), np.uint8)] * 12
@@ -423,7 +431,8 @@ def test_folder(tmp_path):
     write_class(tmp_path / "ant", ["two"])
     (tmp_path / "ant/notes.txt").write_text("…")
     (tmp_path / ".cache").mkdir()
-    dataset = Folder(tmp_path, frames=4, size=(10, 12))
+    with pytest.warns(UserWarning, match=r"1 files under .* are no clips and left out: ant/notes"):
+        dataset = Folder(tmp_path, frames=4, size=(10, 12))
     assert (dataset.name, dataset.split) == (tmp_path.name, "all")
     assert dataset.classes == ["ant", "zebra"]
     assert dataset.ids == ["ant__one", "ant__two", "zebra__one", "zebra__two"]

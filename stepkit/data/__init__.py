@@ -61,9 +61,10 @@ def load_dataset(
         ``"epic-object"``, ``"something-v2"`` (the paper's); ``"epic-object-clean"``, divided by
         recording, see `EpicObject`; or ``"folder"``.
     split : str
-        ``"train"``, ``"val"`` or ``"test"``. Of the paper's datasets "test" is the published
-        validation list, and "val" a part of the training list: of UCF101-24 the last group of
-        scenes, g25, else a tenth of the recordings or videos.
+        ``"train"``, ``"val"`` or ``"test"``; of data on disk also ``"all"``: every clip that is
+        there. Of the paper's datasets "test" is the published validation list, and "val" a part of
+        the training list: of UCF101-24 the last group of scenes, g25, else a tenth of the
+        recordings or videos.
     frames, size : int
         T, and H = W or (H, W).
     n : int
@@ -78,19 +79,20 @@ def load_dataset(
         Of generation and of training-time sampling.
     """
     one_of("name", name, (*CLASSES, *ON_DISK, "folder"))
-    one_of("split", split, PARTS)
+    one_of("split", split, PARTS if name in CLASSES else (*PARTS, "all"))
     if name in CLASSES:
         return Synthetic(name, split, n=n, frames=frames, size=size, seed=seed)
     require(bool(data), "data", repr(data), f"the folder that holds {name}")
     mode = "train" if split == "train" else "test"
     options = {"frames": frames, "size": size, "mode": mode, "seed": seed}
-    if parts:
+    whole = parts or split == "all"
+    if parts and split != "all":
         options["part"] = PARTS[split]
     if name == "folder":
-        return Folder(data, split=None if parts else split, **options)
+        return Folder(data, split=None if whole else split, **options)
     root = Path(data) / name.removesuffix("-clean")
     root = root if root.is_dir() else Path(data)
-    if parts:
+    if whole:
         return ON_DISK[name](root, split="all", **options)
     if name == "ucf101-24":
         options["groups"] = GROUPS[split]

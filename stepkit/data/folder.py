@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import warnings
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,12 @@ from stepkit.data.sample import Sample
 from stepkit.sources import IMAGES
 
 # of two files of one name the first listed counts: the containers that datasets come in lead
-VIDEOS = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
+_SUFFIXES = (
+    "avi mp4 webm mkv mov m4v mpg mpeg wmv flv gif ts mts m2ts m2t vob m2v m1v mpe mod tod 3gp 3g2 "
+    "f4v ogv ogg asf divx xvid mxf gxf dv qt mj2 mjpeg mjpg h264 264 avc h265 265 hevc ivf av1 obu "
+    "nut rm rmvb wtv y4m apng webp avif"
+)
+VIDEOS = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
 SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 
 
@@ -120,9 +127,12 @@ class Folder(ClipFiles):
     """A folder of class folders, each with videos or folders of frames.
 
     Classes are sorted by name. Where every folder under ``root`` is called train, val or test,
-    these are the splits; elsewhere a hash of the file name puts 70 % of the clips into train, 15 %
-    into val and 15 % into test, the same on every machine and also after clips are added. Of a
-    video and a folder of frames of the same name the video counts.
+    these are the splits; elsewhere a hash of the file name puts about 70 % of the clips into train,
+    15 % into val and 15 % into test, the same on every machine and also after clips are added. Of
+    a class of three clips or more at least one is in each split: in a class so small that its
+    hashes leave a split empty, a clip next to the border moves, and may move back when clips are
+    added. Of a video and a folder of frames of the same name the video counts. Files that are no
+    clips are named in one warning.
 
     Parameters
     ----------
@@ -133,7 +143,8 @@ class Folder(ClipFiles):
         None: all clips.
     group : callable, optional
         From the path of a clip to a string that is hashed in place of the file name. Clips that
-        share a scene or a recording belong into one split.
+        share a scene or a recording belong into one split: of three such strings or more in the
+        whole folder at least one is in each split.
 
     Raises
     ------
@@ -169,15 +180,26 @@ class Folder(ClipFiles):
         parts = [root / top for top in sorted(tops)] if divided else [root]
         # of all splits: a class has one index in each of them
         classes = sorted({folder.name for part_of in parts for folder in subfolders(part_of)})
-        clips = []
+        found, strays = [], []
         for folder in (each for part_of in parts for each in subfolders(part_of)):
-            found = find_clips(folder)
-            require(bool(found), "root", f"'{folder}' without clips", "videos or frame folders")
-            for name, path in found.items():
-                where = folder.parent.name if divided else _split_of(group(path) if group else name)
-                if split in (None, where):
-                    id_ = "__".join((*path.relative_to(root).parts[:-1], name))
-                    clips.append((id_, path, classes.index(folder.name)))
+            inside = find_clips(folder, strays=strays)
+            require(bool(inside), "root", f"'{folder}' without clips", "videos or frame folders")
+            found += [(folder, name, path) for name, path in inside.items()]
+        if strays:
+            named = ", ".join(path.relative_to(root).as_posix() for path in strays[:5])
+            more = ", …" if len(strays) > 5 else ""
+            said = f"root: {len(strays)} files under '{root}' are no clips and left out"
+            warnings.warn(f"{said}: {named}{more}", stacklevel=2)
+        pools = {}  # what is divided: the names in each class, or the groups
+        for folder, name, path in found:
+            pools.setdefault(None if group else folder, []).append(group(path) if group else name)
+        splits = {pool: _splits(names) for pool, names in pools.items()}
+        clips = []
+        for folder, name, path in found:
+            own = splits[None][group(path)] if group else splits[folder][name]
+            if split in (None, folder.parent.name if divided else own):
+                id_ = "__".join((*path.relative_to(root).parts[:-1], name))
+                clips.append((id_, path, classes.index(folder.name)))
         super().__init__(
             root.resolve().name, split or "all", classes, clips, frames, size, mode, part, seed
         )
@@ -190,11 +212,13 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def find_clips(folder: Path, named: re.Pattern | None = None) -> dict[str, Path]:
+def find_clips(
+    folder: Path, named: re.Pattern | None = None, strays: list | None = None
+) -> dict[str, Path]:
     """Find the videos and the folders of frames that lie in ``folder``, by name without suffix.
 
     With ``named``, only those whose name, without suffix, is matched in full: no other folder is
-    looked into.
+    looked into. Files of other kinds go to ``strays``.
     """
     found = {}
     for path in sorted(folder.iterdir()):
@@ -205,6 +229,8 @@ def find_clips(folder: Path, named: re.Pattern | None = None) -> dict[str, Path]
             found[path.name] = min(path, found.get(path.name, path), key=_preference)
         elif path.is_file() and suffix in VIDEOS:
             found[path.stem] = min(path, found.get(path.stem, path), key=_preference)
+        elif path.is_file() and strays is not None:
+            strays.append(path)
     return found
 
 
@@ -227,13 +253,19 @@ def position(name: str) -> float:
     return (_hash(name) >> 10) / 2**53
 
 
-def _split_of(name: str) -> str:
-    left = position(name)
-    for split, share in SHARES.items():
-        left -= share
-        if left < 0:
-            return split
-    return split  # the shares add up to 1 but for rounding
+def _splits(names: list[str]) -> dict[str, str]:
+    """Return the split of each name: its hash tells, but of three names none stays empty."""
+    ranked = sorted(set(names), key=position)
+    places = [position(name) for name in ranked]
+    low = bisect_left(places, SHARES["train"])
+    high = bisect_left(places, SHARES["train"] + SHARES["val"])
+    if len(ranked) >= 3:
+        low = min(max(low, 1), len(ranked) - 2)
+        high = min(max(high, low + 1), len(ranked) - 1)
+    return dict.fromkeys(ranked, "train") | {
+        **dict.fromkeys(ranked[low:high], "val"),
+        **dict.fromkeys(ranked[high:], "test"),
+    }
 
 
 def _hash(text: str) -> int:
