@@ -15,12 +15,16 @@ PYTHON ?=
 # see stepkit/__init__.py; here for kernels that import torch first
 export GOMP_SPINCOUNT ?= 10000
 
+# The shell reads these as variables: blanks, brackets and quotes in them stay as they are.
+export DATA SET
+
 # One stamp per environment that could be meant, so that activating another one is noticed. It holds
 # the path of the interpreter; a stamp whose interpreter is gone (rm -r .venv) counts for nothing.
 WHERE := $(shell printf '%s' "$(PYTHON)|$$VIRTUAL_ENV|$$CONDA_PREFIX" | cksum | cut -d ' ' -f 1)
 STAMP := .make/$(WHERE)
 $(shell test -x "$$(cat $(STAMP) 2>/dev/null)" || rm -f $(STAMP))
-RUN = "$$(cat $(STAMP))"
+# This clone, whatever is linked into the environment; nothing may be, where there is no pip.
+RUN = PYTHONPATH="$$PWD$${PYTHONPATH:+:$$PYTHONPATH}" "$$(cat $(STAMP))"
 
 .PHONY: help env reproduce test bench lint format notebooks lab clean
 
@@ -31,7 +35,8 @@ help: ## print this
 	@echo "  make reproduce PROFILE=gpu            another size; params/ holds one file per profile"
 	@echo "  make reproduce DATA=/path/to/videos   where the profile's videos are"
 	@echo "  make reproduce ONLY='01 03'           only these notebooks"
-	@echo "  make reproduce SET='seed=1 clips=4'   other values for parameters of the notebooks"
+	@echo "  make reproduce SET='seed=1 clips=4'   other values for parameters of the notebooks,"
+	@echo "  make reproduce SET='seeds=[1, 2]'     as in YAML"
 	@echo "  make bench BENCH='iteration figure'   only these scripts of benchmarks/"
 
 env: $(STAMP) ## find or make the environment (3 to 7 minutes the first time)
@@ -48,8 +53,8 @@ $(STAMP): requirements.lock pyproject.toml tools/environment.py
 	exit 1
 
 reproduce: $(STAMP) ## run every notebook; tables and figures in runs/<profile>/report.html
-	@$(RUN) -m stepkit reproduce --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
-	    $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(foreach pair,$(SET),'$(pair)'))
+	@$(RUN) -m stepkit reproduce --profile "$(PROFILE)" $(if $(DATA),--data "$$DATA") \
+	    $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set "$$SET")
 
 test: lint ## lint, then the tests of tests/, then every notebook against its stored outputs
 	@echo "test: tests/"
@@ -65,8 +70,8 @@ test: lint ## lint, then the tests of tests/, then every notebook against its st
 bench: $(STAMP) ## measure what is said of speed, into results/benchmarks.csv (an hour; see BENCH)
 	@for name in $(or $(BENCH),iteration parts batch methods scaling memory sweep precision fast figure); do \
 	    echo "bench: benchmarks/$$name.py"; \
-	    given=; [ $$name = fast ] && given='$(if $(DATA),--data $(DATA))'; \
-	    $(RUN) benchmarks/$$name.py $$given || exit 1; \
+	    set --; [ $$name = fast ] && [ -n "$$DATA" ] && set -- --data "$$DATA"; \
+	    $(RUN) benchmarks/$$name.py "$$@" || exit 1; \
 	done
 
 lint: $(STAMP) ## check format and style, notebooks included

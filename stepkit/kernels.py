@@ -22,8 +22,11 @@ class _Cache(FunctionCache):
     """Machine code kept on disk; where that fails, each process compiles its own."""
 
     def load_overload(self, *given):
-        with suppress(Exception):  # half a file after a crash, a file of someone else
+        try:
             return super().load_overload(*given)
+        except Exception:  # half a file after a crash, or one of somebody else
+            with suppress(OSError):
+                self.flush()
 
     def save_overload(self, *given):
         with suppress(OSError):  # a full disk or quota
