@@ -26,11 +26,16 @@ $(shell test -x "$$(cat $(STAMP) 2>/dev/null)" || rm -f $(STAMP))
 # This clone, whatever is linked into the environment; nothing may be, where there is no pip.
 RUN = PYTHONPATH="$$PWD$${PYTHONPATH:+:$$PYTHONPATH}" "$$(cat $(STAMP))"
 
-.PHONY: help env reproduce test bench lint format notebooks lab clean
+# Tests that use every package without a browser, real videos, trained networks or notebooks.
+FAST = attribution cam clips colours curves explorer kernels models properties relevance removal \
+    reproduce setup stats sweep viz xrai
+OLDEST = .venv-oldest/bin/python
+
+.PHONY: help env reproduce test test-oldest bench lint format notebooks lab clean
 
 help: ## print this
 	@sed -n 's/^## \{0,1\}//p' Makefile
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make reproduce PROFILE=gpu            another size; params/ holds one file per profile"
 	@echo "  make reproduce DATA=/path/to/videos   where the profile's videos are"
@@ -67,6 +72,14 @@ test: lint ## lint, then the tests of tests/, then every notebook against its st
 	    echo "test: notebooks/ holds no notebook yet, nothing to re-run"; \
 	fi
 
+test-oldest: $(STAMP) ## the fast tests with the lowest versions allowed, in .venv-oldest (6 GB)
+	@$(RUN) -m venv --clear .venv-oldest
+	@$(OLDEST) -m pip install --quiet uv
+	@$(OLDEST) -m uv pip install --python $(OLDEST) --resolution lowest-direct \
+	    --requirements pyproject.toml --all-extras --editable .
+	@$(OLDEST) -m ruff check .
+	@$(OLDEST) -m pytest $(FAST:%=tests/test_%.py)
+
 bench: $(STAMP) ## measure what is said of speed, into results/benchmarks.csv (an hour; see BENCH)
 	@for name in $(or $(BENCH),iteration parts batch methods scaling memory sweep precision fast figure); do \
 	    echo "bench: benchmarks/$$name.py"; \
@@ -88,7 +101,7 @@ notebooks: $(STAMP) ## run the default profile and store its outputs in notebook
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab notebooks
 
-clean: ## remove caches and build leftovers; runs/ and .venv stay, delete them by hand
+clean: ## remove caches and build leftovers; runs/ and .venv* stay, delete them by hand
 	rm -rf .make build dist .pytest_cache .ruff_cache .hypothesis
-	find . -name .venv -prune -o -name runs -prune -o -name .git -prune -o \
+	find . -name '.venv*' -prune -o -name runs -prune -o -name .git -prune -o \
 	    \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
