@@ -8,6 +8,8 @@ import getpass
 import os
 import tempfile
 
+__version__ = "0.1.0"  # said here alone: a clone on the path has no metadata
+
 # PyTorch's threads spin for milliseconds when they have no work, on the cores that STEP's own loops
 # (`stepkit.kernels`) want next: let them sleep. Without effect where torch was imported before.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -26,7 +28,6 @@ from stepkit.models import load_model
 from stepkit.preparation import prepare
 from stepkit.viz import save_video, show
 
-__version__ = "0.1.0"  # said here alone: a clone on the path has no metadata
 __all__ = [
     "attribute",
     "data",

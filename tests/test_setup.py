@@ -117,6 +117,10 @@ import stepkit, torch
 from stepkit import kernels
 marks = kernels.top_share(torch.tensor([[[0.3, 0.1, 0.9, 0.5]]]), [2], 1e-6)
 print(stepkit.__file__, marks.flatten().tolist())
+from matplotlib.figure import Figure
+from stepkit import experiment, report
+experiment.Experiment("run").figure("empty", Figure(), "")
+print(report.machine()["stepkit"])
 """
 
 
@@ -132,7 +136,10 @@ def test_import_needs_no_home_no_writable_folder_no_installation_and_no_name(tmp
     run = [sys.executable, "-W", "error::UserWarning", "-c", BARE]
     done = subprocess.run(run, env=given, cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.stdout == f"{package}/__init__.py [0.0, 0.0, 1.0, 1.0]\n"
+    marks, version = done.stdout.splitlines()
+    assert marks == f"{package}/__init__.py [0.0, 0.0, 1.0, 1.0]"
+    made = json.loads((tmp_path / "run" / "figures" / "empty.json").read_text())
+    assert version == made["versions"]["stepkit"] == stepkit.__version__
 
 
 def test_loops_run_where_the_disk_is_full_and_where_their_cache_is_damaged(tmp_path, monkeypatch):
