@@ -15,23 +15,33 @@ PYTHON ?=
 # see stepkit/__init__.py; here for kernels that import torch first
 export GOMP_SPINCOUNT ?= 10000
 
+# The shell reads these as variables: blanks, brackets and quotes in them stay as they are.
+export DATA SET
+
 # One stamp per environment that could be meant, so that activating another one is noticed. It holds
 # the path of the interpreter; a stamp whose interpreter is gone (rm -r .venv) counts for nothing.
 WHERE := $(shell printf '%s' "$(PYTHON)|$$VIRTUAL_ENV|$$CONDA_PREFIX" | cksum | cut -d ' ' -f 1)
 STAMP := .make/$(WHERE)
 $(shell test -x "$$(cat $(STAMP) 2>/dev/null)" || rm -f $(STAMP))
-RUN = "$$(cat $(STAMP))"
+# This clone, whatever is linked into the environment; nothing may be, where there is no pip.
+RUN = PYTHONPATH="$$PWD$${PYTHONPATH:+:$$PYTHONPATH}" "$$(cat $(STAMP))"
 
-.PHONY: help env reproduce test bench lint format notebooks lab clean
+# Tests that use every package without a browser, real videos, trained networks or notebooks.
+FAST = attribution cam clips colours explorer kernels models properties relevance removal \
+    reproduce setup stats sweep viz xrai
+OLDEST = .venv-oldest/bin/python
+
+.PHONY: help env reproduce test test-oldest bench lint format notebooks lab clean
 
 help: ## print this
 	@sed -n 's/^## \{0,1\}//p' Makefile
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make reproduce PROFILE=gpu            another size; params/ holds one file per profile"
 	@echo "  make reproduce DATA=/path/to/videos   where the profile's videos are"
 	@echo "  make reproduce ONLY='01 03'           only these notebooks"
-	@echo "  make reproduce SET='seed=1 clips=4'   other values for parameters of the notebooks"
+	@echo "  make reproduce SET='seed=1 clips=4'   other values for parameters of the notebooks,"
+	@echo "  make reproduce SET='seeds=[1, 2]'     as in YAML"
 	@echo "  make bench BENCH='iteration figure'   only these scripts of benchmarks/"
 
 env: $(STAMP) ## find or make the environment (3 to 7 minutes the first time)
@@ -48,8 +58,8 @@ $(STAMP): requirements.lock pyproject.toml tools/environment.py
 	exit 1
 
 reproduce: $(STAMP) ## run every notebook; tables and figures in runs/<profile>/report.html
-	@$(RUN) -m stepkit reproduce --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
-	    $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(foreach pair,$(SET),'$(pair)'))
+	@$(RUN) -m stepkit reproduce --profile "$(PROFILE)" $(if $(DATA),--data "$$DATA") \
+	    $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set "$$SET")
 
 test: lint ## lint, then the tests of tests/, then every notebook against its stored outputs
 	@echo "test: tests/"
@@ -62,11 +72,20 @@ test: lint ## lint, then the tests of tests/, then every notebook against its st
 	    echo "test: notebooks/ holds no notebook yet, nothing to re-run"; \
 	fi
 
+test-oldest: $(STAMP) ## the fast tests with the lowest versions allowed, in .venv-oldest (6 GB)
+	@$(RUN) -m venv --clear .venv-oldest
+	@$(OLDEST) -m pip install --quiet uv
+	@$(OLDEST) -m uv pip install --python $(OLDEST) --resolution lowest-direct \
+	    --requirements pyproject.toml --all-extras --editable .
+	@$(OLDEST) -m ruff check .
+	@$(OLDEST) -m pytest $(FAST:%=tests/test_%.py) \
+	    --deselect tests/test_sweep.py::test_dask_replaces_a_worker_that_dies
+
 bench: $(STAMP) ## measure what is said of speed, into results/benchmarks.csv (an hour; see BENCH)
 	@for name in $(or $(BENCH),iteration parts batch methods scaling memory sweep precision fast figure); do \
 	    echo "bench: benchmarks/$$name.py"; \
-	    given=; [ $$name = fast ] && given='$(if $(DATA),--data $(DATA))'; \
-	    $(RUN) benchmarks/$$name.py $$given || exit 1; \
+	    set --; [ $$name = fast ] && [ -n "$$DATA" ] && set -- --data "$$DATA"; \
+	    $(RUN) benchmarks/$$name.py "$$@" || exit 1; \
 	done
 
 lint: $(STAMP) ## check format and style, notebooks included
@@ -83,7 +102,7 @@ notebooks: $(STAMP) ## run the default profile and store its outputs in notebook
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab notebooks
 
-clean: ## remove caches and build leftovers; runs/ and .venv stay, delete them by hand
+clean: ## remove caches and build leftovers; runs/ and .venv* stay, delete them by hand
 	rm -rf .make build dist .pytest_cache .ruff_cache .hypothesis
-	find . -name .venv -prune -o -name runs -prune -o -name .git -prune -o \
+	find . -name '.venv*' -prune -o -name runs -prune -o -name .git -prune -o \
 	    \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

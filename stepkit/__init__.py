@@ -4,12 +4,20 @@ The paper "Spatio-Temporal Perturbations for Video Attribution" (STEP, arXiv 210
 library. ``import stepkit as sk``; the names below are its public face.
 """
 
+import getpass
 import os
-from importlib.metadata import version
+import tempfile
+
+__version__ = "0.1.0"  # said here alone: a clone on the path has no metadata
 
 # PyTorch's threads spin for milliseconds when they have no work, on the cores that STEP's own loops
 # (`stepkit.kernels`) want next: let them sleep. Without effect where torch was imported before.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a number without a name, as in containers: torch fails to import
+    _folder = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _folder)
 
 from stepkit import data, metrics, models, plots, removal, scores, stats, sweep, training, viz
 from stepkit.adapt import wrap
@@ -21,7 +29,6 @@ from stepkit.models import load_model
 from stepkit.preparation import prepare
 from stepkit.viz import save_video, show
 
-__version__ = version("stepkit")
 __all__ = [
     "attribute",
     "data",

@@ -2,14 +2,15 @@
 
 import argparse
 import sys
-from importlib.metadata import version
 from pathlib import Path
+
+from stepkit import __version__
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(prog="stepkit", description="A paper that runs.")
-    top.add_argument("--version", action="version", version=f"stepkit {version('stepkit')}")
+    top.add_argument("--version", action="version", version=f"stepkit {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     text = "execute the notebooks in order, and bind what they show in one page"
     reproduce = commands.add_parser("reproduce", help=text, description=text)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import metrics, removal, sweep
+from stepkit import __version__, metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
 from stepkit.checks import one_of, require
 from stepkit.data import Batch, batch, load_dataset
@@ -461,7 +461,8 @@ class Experiment:
         settings |= {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
         settings |= {"out": self.folder.name, "data": bool(self.data)}  # no paths of this machine
         made = {"figure": name, "about": about, "run": settings}
-        made["versions"] = {name: version(name) for name in ("stepkit", "torch", "matplotlib")}
+        versions = {name: version(name) for name in ("torch", "matplotlib")}
+        made["versions"] = {"stepkit": __version__} | versions
         text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
         with matplotlib.rc_context({"svg.hashsalt": "stepkit"}):  # the same picture, the same bytes
             for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):

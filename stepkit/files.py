@@ -26,17 +26,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_yaml(where: str, text: str):
-    """Return what YAML of plain values says; a tag that would make an object is refused."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{where}: expected YAML of plain values ({told})") from None
-
-
 def fingerprint(*tensors: Tensor) -> str:
     """Return a hash of the tensors' shapes, types and bytes."""
     digest = hashlib.sha256()

@@ -7,21 +7,45 @@ counted instead of computed; nothing is gathered, sorted or copied.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 
 import numba
 import numpy as np
 import torch
+from numba.core.caching import FunctionCache
 from torch import Tensor
 
-_compiled = numba.njit(
-    nogil=True,
-    cache=True,
-    error_model="numpy",
-    # all of fast mathematics but "there are no NaN": those of a model gone wrong shall be seen
-    fastmath={"reassoc", "contract", "arcp", "nsz", "afn"},
-)
+
+class _Cache(FunctionCache):
+    """Machine code kept on disk; where that fails, each process compiles its own."""
+
+    def load_overload(self, *given):
+        try:
+            return super().load_overload(*given)
+        except Exception:  # half a file after a crash, or one of somebody else
+            with suppress(OSError):
+                self.flush()
+
+    def save_overload(self, *given):
+        with suppress(OSError):  # a full disk or quota
+            super().save_overload(*given)
+
+
+def _compiled(loop):
+    """Compile a loop at its first call, or find it beside this file or in the user's cache."""
+    compiled = numba.njit(
+        nogil=True,
+        error_model="numpy",
+        # all of fast mathematics but "there are no NaN": those of a model gone wrong shall be seen
+        fastmath={"reassoc", "contract", "arcp", "nsz", "afn"},
+    )(loop)
+    with suppress(RuntimeError):  # neither place can be written
+        compiled._cache = _Cache(loop)  # what cache=True does, with a cache that never fails
+    return compiled
+
+
 _f = np.float32
 
 

@@ -15,8 +15,10 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
+from stepkit import __version__
+
 INERT = "application/vnd.jupyter.widget-view+json"
-VERSIONS = ("stepkit", "torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
+VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
 
 
 def partial(executed: Path) -> Path:
@@ -262,6 +264,7 @@ def machine() -> dict[str, str]:
     elif torch.backends.mps.is_available():
         device = "Apple GPU (MPS)"
     found = {"device": device, "system": platform.platform(), "Python": platform.python_version()}
+    found["stepkit"] = __version__
     for name in VERSIONS:
         try:
             found[name] = metadata.version(name)

@@ -18,6 +18,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stepkit.settings import read_settings, read_yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = "quick"
 
@@ -58,7 +60,7 @@ def reproduce(
     only : sequence of str
         Numbers or names of notebooks; empty: those of the profile.
     settings : sequence of str
-        ``"key=value"``, the value as in YAML; they win over the profile.
+        ``"key=value"``, as `stepkit.settings.read_settings` takes them; they win over the profile.
     data : path, optional
         Passed to the notebooks that have a parameter ``data``.
     out : path, optional
@@ -125,8 +127,6 @@ def find_notebooks(root: Path) -> dict[str, Path]:
 
 def read_profile(root: Path, name: str) -> Profile:
     """Read ``params/<name>.yaml``; ``quick`` has no file, its values stand in the notebooks."""
-    from stepkit.files import read_yaml
-
     if name == QUICK:
         return Profile(name, about="up to 10 minutes on two CPU cores")
     files = {path.stem: path for path in sorted(root.glob("params/*.yaml"))}
@@ -164,7 +164,7 @@ def plan(root: Path, profile: Profile, only, settings, data, folder: Path) -> li
             raise ValueError(f"--data: got {data}, expected a folder that exists")
     elif profile.data_required:
         raise ValueError(f"--data: profile {profile.name} reads videos of yours; name their folder")
-    given = _settings(settings)
+    given = read_settings(settings)
     _check_names("--set", given, [declared[number] for number in numbers])
     where = f"params/{profile.name}.yaml"
     _check_names(where, profile.defaults, declared.values())
@@ -214,18 +214,6 @@ def _choose(available: dict[str, Path], only) -> list[str]:
     return [number for number in available if number in numbers or not numbers]
 
 
-def _settings(pairs) -> dict:
-    from stepkit.files import read_yaml
-
-    given = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set: got {pair!r}, expected key=value")
-        given[key.strip()] = read_yaml(f"--set {key}", value)
-    return given
-
-
 def _check_names(where: str, given: dict, declared) -> None:
     """Refuse parameters that no notebook has: papermill only warns, and then hours are lost."""
     names = sorted({name for names in declared for name in names} - {"out", "data"})
@@ -248,12 +236,15 @@ def _default(source: str):
 def _typed(key: str, given, default):
     """Return ``given`` as the type of the default; a default that is not literal takes all."""
     kind = type(default)
-    if kind is float and isinstance(given, int | str) and not isinstance(given, bool):
-        try:
-            return float(given)  # YAML takes 1e-3 for a word
-        except ValueError:
-            pass
-    if default is None or type(given) is kind:
+    if default is None:
+        return given
+    if given is None and default == "":
+        return ""  # what notebooks write for none
+    if kind is float and type(given) is int:
+        return float(given)
+    if kind is type(given) is list and default:
+        return [_typed(key, each, default[0]) for each in given]
+    if type(given) is kind:
         return given
     raise ValueError(f"{key}: got {given!r}, expected {kind.__name__} like its default {default!r}")
 

@@ -39,17 +39,11 @@ from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
 from stepkit.data import collate, load_dataset
-from stepkit.files import (
-    fingerprint,
-    is_damaged,
-    read_tensors,
-    read_yaml,
-    write_tensors,
-    write_whole,
-)
+from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
 from stepkit.models import load_model, precision_of
 from stepkit.preparation import prepare
 from stepkit.scores import named as named_score
+from stepkit.settings import read_settings
 
 TOGETHER = 8  # clips in memory at once
 CHUNK = 16  # perturbed copies of one clip that go through the network together
@@ -533,8 +527,7 @@ def asked(
     """Turn what the command line says into arguments of `run`, checked before anything runs."""
     known = methods_table()["options"].str.split(", ")
     options, used = {}, set()
-    pairs = [setting.partition("=") for setting in settings]
-    given = {key: read_yaml(f"--set {key}", value) for key, _, value in pairs}
+    given = read_settings(settings)
     for name in method:
         one_of("method", name, known.index)
         has = [*known[name], "score"]

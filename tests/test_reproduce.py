@@ -16,6 +16,7 @@ import pytest
 from stepkit import report
 from stepkit.__main__ import main
 from stepkit.reproduce import ROOT, find_notebooks, parameters, plan, read_profile, reproduce
+from stepkit.settings import read_settings
 
 DEFAULTS = """\
 out: str = ""  # folder of the run
@@ -100,6 +101,43 @@ def test_a_profile_sets_defaults_sections_and_what_was_asked_wins(root):
     assert seeds == [1, 1, None]
 
 
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["a=1 b=2", "c=x"], {"a": 1, "b": 2, "c": "x"}),
+        (["a=[b, c] d=[1, [2, 3]]"], {"a": ["b", "c"], "d": [1, [2, 3]]}),
+        (["a={b: 1e-3, c: [x, 2E+1]} d=-.5e2"], {"a": {"b": 1e-3, "c": ["x", 20.0]}, "d": -50.0}),
+        (
+            ["a=None b= c=null d=[None] e=Nones"],
+            dict(zip("abcde", [None] * 3 + [[None], "Nones"], strict=True)),
+        ),
+        (["a=True b=false c=e5 d=1e"], {"a": True, "b": False, "c": "e5", "d": "1e"}),
+        (["a=/my clips/b c.mp4 d=1"], {"a": "/my clips/b c.mp4", "d": 1}),
+        (["a=tcp://host:8786 b=x=y"], {"a": "tcp://host:8786", "b": "x=y"}),
+        (["""a='b c=d' e="f \\" g=h" i=1"""], {"a": "b c=d", "e": 'f " g=h', "i": 1}),
+        (["a='it''s b=c' d=['e f=g']"], {"a": "it's b=c", "d": ["e f=g"]}),
+        (["a=/Ann's/b.mp4 c=/Bob's/d.mp4"], {"a": "/Ann's/b.mp4", "c": "/Bob's/d.mp4"}),
+        ([" a = 1  b = 2 "], {"a": 1, "b": 2}),
+        ([], {}),
+    ],
+)
+def test_settings_are_yaml_one_or_several_in_a_text(texts, values):
+    assert read_settings(texts) == values
+
+
+def test_a_value_takes_the_type_of_the_default_in_lists_too(root):
+    given = jobs(root, settings=["areas=[1, 2e-1] rate=1"])[0].parameters
+    assert given["areas"] == [1.0, 0.2]
+    assert [type(value) for value in [*given["areas"], given["rate"]]] == [float] * 3
+
+
+def test_none_of_a_text_is_the_empty_text(tmp_path):
+    notebook(tmp_path, "00_first", defaults='out: str = ""  # folder\nexecutor: str = ""  # whose')
+    (tmp_path / "params").mkdir()
+    for text in ("executor=None", "executor=null", "executor="):
+        assert jobs(tmp_path, settings=[text])[0].parameters["executor"] == ""
+
+
 def test_data_is_passed_as_an_absolute_path(root, monkeypatch):
     monkeypatch.chdir(root)
     assert jobs(root, data="params")[0].parameters["data"] == str(root / "params")
@@ -117,6 +155,11 @@ def test_data_is_passed_as_an_absolute_path(root, monkeypatch):
         ({"settings": ["seed=1.5"]}, "seed: got 1.5, expected int"),
         ({"settings": ["fast=1"]}, "fast: got 1, expected bool"),
         ({"settings": ["rate=yes"]}, "rate: got True, expected float"),
+        ({"settings": ["seed=None"]}, "seed: got None, expected int like its default 0"),
+        ({"settings": ["areas=[0.1, all]"]}, "areas: got 'all', expected float"),
+        ({"settings": ["areas=[0.1, [1]]"]}, "areas: got [1], expected float"),
+        ({"settings": ["areas=[0.1, 0.2"]}, "--set areas: expected YAML of plain values"),
+        ({"settings": ["data=None"]}, "data is set by --data"),
         ({"settings": ["out=x"]}, "out is set by --out"),
         ({"only": ["7"]}, "got 7, expected one of 00_first, 01_middle, 02_last"),
         ({"data": "nowhere"}, "expected a folder that exists"),
@@ -359,7 +402,11 @@ def test_an_error_of_the_user_is_one_line_and_status_2(capsys):
 
 def test_the_command_line_itself_imports_nothing_heavy():
     path = Path(report.__file__).with_name("__main__.py")
-    code = f"import runpy, sys; runpy.run_path({str(path)!r})['parser'](); print(*sys.modules)"
+    # the package itself is there by then
+    code = (
+        "import runpy, sys, types; sys.modules['stepkit'] = types.SimpleNamespace(__version__='')"
+    )
+    code += f"; runpy.run_path({str(path)!r})['parser'](); print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert "argparse" in loaded
     assert not {"papermill", "nbconvert", "nbformat", "torch", "yaml"} & set(loaded)

@@ -2,13 +2,21 @@
 
 import ast
 import json
+import os
 import re
+import shutil
 import statistics
+import subprocess
+import sys
+import sysconfig
 import tomllib
+import venv
 from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import numba
+import numpy as np
 import papermill
 import pytest
 import yaml
@@ -18,7 +26,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import stepkit
+from stepkit import kernels
+from stepkit.__main__ import parser
 from stepkit.reproduce import QUICK, plan, read_profile
+from stepkit.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -55,14 +66,17 @@ def test_the_lock_holds_versions_and_nothing_else():
 def test_the_lock_serves_the_oldest_python_that_is_promised():
     """Not only the one at hand: Debian 12 has 3.11.2, and some packages ask for a later patch."""
     checked = 0
-    for name in lock():
+    for name, version in lock().items():
         try:
-            asked = metadata.metadata(name).get("Requires-Python")
+            found = metadata.metadata(name)
         except metadata.PackageNotFoundError:  # an environment of the user's own
             continue
-        checked += 1
-        assert SpecifierSet(asked or "").contains(f"{OLDEST}.0"), f"{name} asks for {asked}"
-    assert checked > len(NEEDED) / 2
+        if found["Version"].split("+")[0] == version:
+            checked += 1
+            asked = found.get("Requires-Python")
+            assert SpecifierSet(asked or "").contains(f"{OLDEST}.0"), f"{name} asks for {asked}"
+    if checked < len(NEEDED) / 2:
+        pytest.skip("this environment is not that of the lock")
 
 
 def test_the_lock_names_a_torch_and_the_torchvision_made_for_it():
@@ -83,8 +97,129 @@ def test_conda_names_the_same_packages_and_bounds():
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    assert citation["version"] == stepkit.__version__ == PROJECT["version"]
-    assert f"## [{PROJECT['version']}]" in changelog
+    assert citation["version"] == stepkit.__version__
+    assert f"## [{stepkit.__version__}]" in changelog
+
+
+# Environments
+
+BARE = """
+import importlib.metadata, os, pwd
+real = importlib.metadata.distribution
+def installed(name):
+    if name == "stepkit":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+def nameless(number):
+    raise KeyError(number)
+importlib.metadata.distribution, pwd.getpwuid = installed, nameless
+import stepkit, torch
+from stepkit import kernels
+marks = kernels.top_share(torch.tensor([[[0.3, 0.1, 0.9, 0.5]]]), [2], 1e-6)
+print(stepkit.__file__, marks.flatten().tolist())
+from matplotlib.figure import Figure
+from stepkit import experiment, report
+experiment.Experiment("run").figure("empty", Figure(), "")
+print(report.machine()["stepkit"])
+"""
+
+
+def test_import_needs_no_home_no_writable_folder_no_installation_and_no_name(tmp_path):
+    package, ignored = tmp_path / "stepkit", shutil.ignore_patterns("__pycache__", "weights")
+    shutil.copytree(ROOT / "stepkit", package, ignore=ignored)
+    # where Python and numba would write: not even root makes a folder of a file
+    (package / "__pycache__").touch()
+    personal = ("HOME", "USER", "LOGNAME", "LNAME", "NUMBA_", "XDG_", "TORCH")
+    given = {name: text for name, text in os.environ.items() if not name.startswith(personal)}
+    # Matplotlib finds a folder by itself, and says so
+    given |= {"HOME": os.devnull, "PYTHONPATH": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)}
+    run = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BARE]  # of its parts
+    done = subprocess.run(run, env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""
+    marks, version = done.stdout.splitlines()
+    assert marks == f"{package}/__init__.py [0.0, 0.0, 1.0, 1.0]"
+    made = json.loads((tmp_path / "run" / "figures" / "empty.json").read_text())
+    assert version == made["versions"]["stepkit"] == stepkit.__version__
+
+
+def test_loops_run_where_the_disk_is_full_and_where_their_cache_is_damaged(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="limits are set on Unix only")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def distance() -> float:
+        values, out = np.full((1, 2), 3, np.float32), np.zeros(1, np.float32)
+        loop = kernels._compiled(kernels._distance.py_func)
+        loop(values, values.copy(), np.array([5]), out, 0, 1)  # Σ m(m - 2m) + 5
+        return float(out[0])
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        assert distance() == 2 * 3 * -3 + 5
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert distance() == -13
+    kept = list(tmp_path.rglob("*.nb?"))
+    assert len(kept) == 2  # where it can be used, it is
+    for file in kept:
+        file.write_bytes(b"")
+    assert distance() == -13
+    assert all(file.stat().st_size for file in kept)
+
+
+def test_an_environment_that_has_everything_but_pip_is_taken(tmp_path):
+    venv.create(tmp_path / "own", with_pip=False)
+    python = tmp_path / "own" / "bin" / "python"
+    (packages,) = (tmp_path / "own" / "lib").glob("*/site-packages")
+    (packages / "here.pth").write_text(sysconfig.get_path("purelib"))
+    (packages / "pip.py").write_text("raise ImportError('No module named pip')")
+    run = [python, ROOT / "tools" / "environment.py", tmp_path / "stamp"]
+    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert "which has every package" in said
+    assert "No module named pip" in said
+    assert (tmp_path / "stamp").read_text().strip() == str(python)
+
+
+FAKE = """#!/bin/sh
+case "$1" in
+-c) ;;
+tools/environment.py) mkdir -p .make; echo "$0" > "$2" ;;
+*) echo "path $PYTHONPATH"; printf '%s\\n' "$@" ;;
+esac
+"""
+
+
+def make(folder: Path, *arguments: str) -> list[str]:
+    """Return what `make` gives to an interpreter, one line each, after the path of modules."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "tools", folder / "tools")
+    python = folder / "python"
+    python.write_text(FAKE)
+    python.chmod(0o755)
+    run = ["make", "--no-print-directory", f"PYTHON={python}", *arguments]
+    given = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
+    given["PYTHONPATH"] = "/elsewhere"
+    return subprocess.check_output(run, cwd=folder, env=given, text=True).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("seed=1 clips=4", {"seed": 1, "clips": 4}),
+        ("models=[a, b] seed=1", {"models": ["a", "b"], "seed": 1}),
+        ("video='my clip.mp4'", {"video": "my clip.mp4"}),
+        ("recipe={epochs: 4, rate: 1e-3}", {"recipe": {"epochs": 4, "rate": 0.001}}),
+    ],
+)
+def test_make_passes_settings_and_folders_as_they_are(tmp_path, text, settings):
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    path, *given = make(folder, "reproduce", f"SET={text}", "DATA=/my 'own' videos")
+    assert path == f"path {folder}:/elsewhere"  # this clone, whatever is installed
+    given = parser().parse_args(given[2:])  # after: -m stepkit
+    assert read_settings(given.settings) == settings
+    assert given.data == Path("/my 'own' videos")
 
 
 # Profiles and notebooks

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements.lock"
 # Compiled packages whose wrong pairing shows only when they are loaded.
-LOADED = ["torch", "torchvision", "av", "skimage", "papermill"]
+LOADED = ["torch", "torchvision", "av", "numba", "skimage", "papermill"]
 
 
 def say(text: str) -> None:
@@ -62,11 +62,13 @@ def unloadable() -> list[str]:
 
 
 def users_own(asked: bool) -> Path | None:
-    """Return the interpreter of the user's environment, linked to this clone, if it fits."""
+    """Return the interpreter of the user's environment if it fits, linked where that can be."""
     active = sys.prefix != sys.base_prefix or (Path(sys.prefix) / "conda-meta").is_dir()
-    if not (asked or active) or Path(sys.prefix).resolve() == VENV.resolve():
+    if not (asked or active) or (inside() and has_pip()):
         return None
     gaps = lacking()
+    if gaps and inside():
+        return None
     if gaps:
         more = f" and {len(gaps) - 4} more" if len(gaps) > 4 else ""
         say(f"the environment in {sys.prefix} lacks {', '.join(gaps[:4])}{more}")
@@ -78,20 +80,29 @@ def users_own(asked: bool) -> Path | None:
 
 
 def link(python: Path, *options: str) -> None:
-    """Install stepkit itself: only a link to this clone, nothing else."""
+    """Install stepkit itself: only a link to this clone, nothing else. `make` does without."""
     command = ["-m", "pip", "install", "--quiet", "--no-deps", *options, "--editable", str(ROOT)]
-    if subprocess.run([str(python), *command]).returncode:
-        raise SystemExit(
-            "env: stepkit could not be linked into that environment (above is why). Link it\n"
-            "env: yourself (pip install --no-deps -e .), or deactivate the environment, and\n"
-            "env: call make again."
-        )
+    done = subprocess.run([str(python), *command], stderr=subprocess.PIPE, text=True)
+    if done.returncode:  # no pip, as in uv's environments, or no right to write there
+        why = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        say(f"stepkit is not linked into it ({why}):")
+        say("the commands of make find it all the same, a Python of yours only in this folder")
+
+
+def inside() -> bool:
+    """Return whether ``.venv`` runs this."""
+    return Path(sys.prefix).resolve() == VENV.resolve()
+
+
+def has_pip() -> bool:
+    """Return whether ``.venv`` is as made here; one of uv's has no pip, nor has half a one."""
+    return (VENV / "bin" / "python").exists() and (VENV / "bin" / "pip").exists()
 
 
 def made_venv() -> Path:
     """Return the interpreter of ``.venv``, made from requirements.lock where it is not yet."""
     python = VENV / "bin" / "python"
-    if not (VENV / "bin" / "pip").exists():  # nothing there, or half of it
+    if not has_pip():
         say(f"making .venv with Python {platform.python_version()}")
         create()
     done = VENV / LOCK.name  # the lock as it was installed
@@ -121,7 +132,9 @@ def create() -> None:
             f"env: On Debian or Ubuntu: apt install python{major}.{minor}-venv\n"
             "env: Or name another Python 3.11 or newer: make PYTHON=/path/to/python3"
         ) from None
-    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    broken = not (VENV / "bin" / "python").exists()  # its Python was upgraded away
+    options = ["--clear"] if broken else []
+    subprocess.run([sys.executable, "-m", "venv", *options, str(VENV)], check=True)
 
 
 def install(python: Path) -> None:
@@ -154,7 +167,12 @@ def main() -> None:
     start = time.monotonic()
     os.chdir(ROOT)
     stamp = Path(sys.argv[1])
-    python = users_own("--asked" in sys.argv[2:]) or made_venv()
+    asked = "--asked" in sys.argv[2:]
+    python = users_own(asked)
+    other = VENV / "bin" / "python"
+    if not python and other.exists() and not has_pip() and not inside():
+        os.execv(other, [str(other), __file__, str(stamp)])  # uv's, which may have all
+    python = python or made_venv()
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(f"{python}\n", encoding="utf-8")
     say(f"ready after {time.monotonic() - start:.0f} s")

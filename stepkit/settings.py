@@ -1,0 +1,61 @@
+"""What a user writes in YAML: the profiles, and ``KEY=VALUE`` on the command line."""
+
+import re
+
+import yaml
+
+# In this order: a quoted value whole, a bracket, the blanks before a key.
+_MARKS = re.compile(
+    r"""(?<=[=\[{,:\s])(?:'(?:[^']|'')*'|"(?:\\.|[^"\\])*")|[\[{]|[]}]|\s+(?=\w+\s*=)"""
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, with 1e-3 and None, which YAML 1.1 takes for words."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), "-+.0123456789"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), "N")
+
+
+def read_yaml(where: str, text: str):
+    """Return what YAML of plain values says; a tag that would make an object is refused."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of the 32nd of a month
+        told = " ".join(str(error).split())
+        raise ValueError(f"{where}: expected YAML of plain values ({told})") from None
+
+
+def read_settings(texts) -> dict:
+    """Return the values of ``KEY=VALUE``; a text may hold several, with blanks between.
+
+    A blank ends a value only before the next key, and not inside brackets or quotes.
+
+    Examples
+    --------
+    >>> read_settings(["seed=1 areas=[.1, 2e-1]", "video=/my clips/a=b.mp4"])
+    {'seed': 1, 'areas': [0.1, 0.2], 'video': '/my clips/a=b.mp4'}
+    """
+    given = {}
+    for pair in (pair for text in texts for pair in _pairs(text)):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set: got {pair!r}, expected key=value")
+        given[key.strip()] = read_yaml(f"--set {key.strip()}", value)
+    return given
+
+
+def _pairs(text: str) -> list[str]:
+    depth, cuts = 0, [0]
+    for mark in _MARKS.finditer(text):
+        if mark[0] in ("[", "{"):
+            depth += 1
+        elif mark[0] in ("]", "}"):
+            depth -= 1
+        elif mark[0].isspace() and depth == 0:
+            cuts.append(mark.start())
+    ends = [*cuts[1:], len(text)]
+    return [text[a:b].strip() for a, b in zip(cuts, ends, strict=True) if text[a:b].strip()]
