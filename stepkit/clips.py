@@ -332,49 +332,6 @@ def mean_std(normalise) -> tuple[tuple, tuple]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def mean_std(normalise) -> tuple[tuple, tuple]:
-    """Return the mean and the standard deviation per channel that a normalisation stands for.
-
-    Parameters
-    ----------
-    normalise : None, (mean, std), or weights or transforms of a model
-        None: RGB in [0, 1] stays as it is. ``mean`` and ``std`` are three numbers, or one for all
-        channels. Of torchvision the weights (``Swin3D_T_Weights.DEFAULT``), their ``transforms()``
-        or a ``Normalize``; of Hugging Face an image processor.
-
-    Returns
-    -------
-    mean, std : tuple of three float
-        Of RGB in [0, 1]: what a model takes is ``(rgb - mean) / std``.
-
-    Raises
-    ------
-    ValueError
-        Anything else; numbers that are not finite; a ``std`` that is not above 0.
-
-    Examples
-    --------
-    >>> mean_std((0.5, (0.2, 0.2, 0.25)))
-    ((0.5, 0.5, 0.5), (0.2, 0.2, 0.25))
-    """
-    given = normalise
-    if callable(getattr(given, "transforms", None)):
-        given = given.transforms()
-    if given is None:
-        given = 0, 1
-    for names in (("mean", "std"), ("image_mean", "image_std")):
-        if all(np.ndim(getattr(given, name, None)) == 1 for name in names):
-            given = tuple(getattr(given, name) for name in names)
-    try:
-        mean, std = (np.broadcast_to(np.asarray(v, float), 3) for v in given)
-        fits = bool(np.isfinite([mean, std]).all() and (std > 0).all())
-    except (TypeError, ValueError):
-        fits = False
-    expected = "None, (mean, std) of three numbers each, or weights or transforms that hold them"
-    require(fits, "normalise", repr(normalise), expected)
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
 # --- arguments ---
 
 
