@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import stepkit as sk
-from stepkit.training import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLER = {  # what costs minutes or a download, and what stands here in its place
@@ -29,8 +27,7 @@ def blocks(page: str) -> list[str]:
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clip = torch.randn(3, 6, 48, 48, generator=torch.Generator().manual_seed(0))
-    for name in ("mine.mp4", "surfing.mp4"):
-        sk.save_video(tmp_path / name, clip)
+    sk.save_video(tmp_path / "mine.mp4", clip)
     return tmp_path
 
 
@@ -40,13 +37,9 @@ def test_the_guide(here):
         exec(code, names)
     made = {path.name for path in here.iterdir()}
     assert {"masks.png", "areas.png", "overlay.mp4", "masks.npz"} <= made
-    network = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(3, 2))
-    found = sk.step(names["Mine"](network), names["clip"][None], 0, "fast", iterations=2)
-    assert found.masks.shape == (1, 4, 4, 32, 32)
 
 
 def test_the_readme(here):
-    save_model(sk.load_model("r2plus1d_18", 24), here / "model.safetensors")
     (code,) = blocks("README.md")
     exec(code, {})
     assert (here / "masks.png").is_file()
