@@ -124,10 +124,32 @@ def decode(source, start: int, damage: list) -> Iterator[tuple[int, av.VideoFram
     line = timeline(source) if start else None
     first = _key_before(line, start) if line else None
     try:
-        yield from _decode(source, line, first, damage)
+        yield from _settled(_decode(source, line, first, damage), damage)
     except _AstrayError:  # count them, then
         damage.clear()
-        yield from _decode(source, None, None, damage)
+        yield from _settled(_decode(source, None, None, damage), damage)
+
+
+def _settled(frames, damage):
+    """Hold each frame until the packets before its own have shown: it may lean on a damaged one."""
+    held, waiting, sent = [], set(), -1  # numbers of packets
+    for index, frame, hurt, origin, number in frames:
+        waiting.update(range(sent + 1, number + 1))
+        waiting.discard(origin)
+        if frame.key_frame:
+            waiting = {each for each in waiting if each > origin}
+        sent = number
+        held.append([index, frame, hurt, origin])
+        if frame.is_corrupt:
+            for each in held:
+                each[2] |= each[3] >= origin
+        while held and (len(held) > 32 or min(waiting, default=np.inf) > held[0][3]):
+            index, frame, hurt, _ = held.pop(0)
+            damage += [index] * hurt
+            yield index, frame, hurt
+    for index, frame, hurt, _ in held:
+        damage += [index] * hurt
+        yield index, frame, hurt
 
 
 def _decode(source, line, first, damage):
@@ -136,7 +158,7 @@ def _decode(source, line, first, damage):
         if stream.codec_context.color_trc in HDR:
             kind = HDR[stream.codec_context.color_trc]
             said = f"{kind} (HDR) is read as if it were SDR; tone-map it first (docs/guide.md)"
-            warnings.warn(f"{name_of(source)}: {said}", stacklevel=6)
+            warnings.warn(f"{name_of(source)}: {said}", stacklevel=7)
         if first:
             container.seek(first[1], stream=stream)
         harmed = []  # numbers of the packets that are damaged, or lost, since the last key frame
@@ -160,9 +182,7 @@ def _decode(source, line, first, damage):
                     harmed.append(origin)
                 if frame.key_frame:
                     harmed = [each for each in harmed if each >= origin]
-                hurt = any(each <= origin for each in harmed)
-                damage += [index] * hurt
-                yield index, frame, hurt
+                yield index, frame, any(each <= origin for each in harmed), origin, number
         # Some writers of AVI get the length wrong: it counts only where frames are lost as well.
         complete = container.format.name == "avi" and index + 1 == stream.frames and not damage
     if not complete:

@@ -253,7 +253,7 @@ def test_a_jump_gives_the_frames_that_counting_gives(tmp_path, name):
 
 
 def test_times_that_lead_astray_are_noticed_and_frames_counted(tmp_path, monkeypatch):
-    path = video(tmp_path / "v.mp4", moving(60), "libx264", g="10", bf="0")
+    path = video(tmp_path / "v.mp4", moving(60), "libx264", threads="1", g="10", bf="0")
     every, line = read_frames(path, size=32), _video.timeline(path)
     for wrong in (line.pts[:35] + line.pts[36:], [pts + 1 for pts in line.pts]):
         monkeypatch.setattr(_video, "timeline", lambda _, pts=wrong: line._replace(pts=pts))
@@ -289,22 +289,22 @@ def test_a_range_in_seconds_is_in_seconds_where_the_rate_varies(tmp_path):
 
 HURT = {
     "mpeg4.avi": {"g": "10"},
-    "h264.avi": {"codec": "libx264", "g": "10", "bf": "0"},
+    "h264.avi": {"codec": "libx264", "threads": "1", "g": "10", "bf": "0"},
     "mjpeg.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
     "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
-    "h264.ts": {"codec": "libx264", "g": "10"},
+    "h264.ts": {"codec": "libx264", "threads": "1", "g": "10"},
     "mpeg2.ts": {"codec": "mpeg2video", "g": "10"},
     "mpeg2.mpg": {"codec": "mpeg2video", "g": "10"},
     "vp8.webm": {"codec": "libvpx", "g": "10"},
     "vp9.webm": {"codec": "libvpx-vp9", "g": "10", "deadline": "realtime", "cpu-used": "8"},
     "vp8.ogv": {"codec": "libvpx", "g": "10"},
-    "h264.mkv": {"codec": "libx264", "g": "10"},
-    "h264.mp4": {"codec": "libx264", "g": "10"},
-    "h264.flv": {"codec": "libx264", "g": "10", "bf": "0"},
+    "h264.mkv": {"codec": "libx264", "threads": "1", "g": "10"},
+    "h264.mp4": {"codec": "libx264", "threads": "1", "g": "10"},
+    "h264.flv": {"codec": "libx264", "threads": "1", "g": "10", "bf": "0"},
     "a.gif": {"codec": "gif", "pix_fmt": "rgb8"},
     # without header: nothing tells how many frames there should be
     "raw.mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
-    "raw.h264": {"codec": "libx264", "g": "10"},
+    "raw.h264": {"codec": "libx264", "threads": "1", "g": "10"},
     "raw.m2v": {"codec": "mpeg2video", "g": "10"},
 }
 
@@ -334,7 +334,7 @@ def test_a_hole_in_the_middle_is_noticed_and_no_frame_of_it_is_read(tmp_path, na
 
 
 def test_a_key_frame_with_a_hole_is_not_read(tmp_path):
-    path = video(tmp_path / "v.mkv", moving(30), "libx264", g="10", bf="0")
+    path = video(tmp_path / "v.mkv", moving(30), "libx264", threads="1", g="10", bf="0")
     with av.open(str(path)) as container:
         places = [(each.pos, each.size) for each in container.demux() if each.is_keyframe]
     data = path.read_bytes()
@@ -346,7 +346,7 @@ def test_a_key_frame_with_a_hole_is_not_read(tmp_path):
 
 
 def test_a_clip_beside_the_damage_is_read_and_the_damage_told_once(tmp_path):
-    path = video(tmp_path / "v.ts", moving(60), "libx264", g="10", bf="0")
+    path = video(tmp_path / "v.ts", moving(60), "libx264", threads="1", g="10", bf="0")
     whole = read_frames(path)
     data = path.read_bytes()
     at = len(data) // 2 // 188 * 188
