@@ -59,7 +59,7 @@ def _add_sweep(commands) -> None:
     )
     add("--dataset", default="folder", help=f"{known}: videos of your own (default)")
     add("--data", default="", metavar="DIR", help="where its videos are")
-    add("--split", default="test", help="train, val or test (default: test)")
+    add("--split", default="test", help="train, val, test or all (default: test)")
     add("--frames", type=int, default=16, metavar="T", help="of a clip (default: 16)")
     add("--size", type=int, default=112, metavar="PIXELS", help="height and width (default: 112)")
     add("--n", type=int, metavar="N", help="the first N clips (default: all; 120 generated ones)")
