@@ -201,7 +201,7 @@ class Experiment:
             share = recipe.removal_share if name == model else 0.0
             given = {"epochs": self.epochs, "batch_size": self.batch_size}
             given["start"] = self.weights.get(name)
-            given = {field: value for field, value in given.items() if value}
+            given = {k: v for k, v in given.items() if v}
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             # a GPU trains faster than one process draws clips; on a CPU the two would compete
             workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
