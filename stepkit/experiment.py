@@ -77,7 +77,7 @@ class _Drawn:
 
 
 def _drawn(run: "Experiment", dataset: str) -> _Drawn:
-    return run._test(dataset)
+    return _Drawn(run.dataset(dataset), run.clips, run.seed)
 
 
 def _trained(run: "Experiment", model: str, dataset: str) -> nn.Module:
@@ -177,7 +177,7 @@ class Experiment:
 
     def _test(self, dataset: str) -> _Drawn:
         if dataset not in self._tests:
-            self._tests[dataset] = _Drawn(self.dataset(dataset), self.clips, self.seed)
+            self._tests[dataset] = _drawn(self, dataset)
         return self._tests[dataset]
 
     def example(self, dataset: str) -> int:
