@@ -78,7 +78,7 @@ class _Drawn:
 
 
 def _drawn(run: "Experiment", dataset: str) -> _Drawn:
-    return run._test(dataset)
+    return _Drawn(run.dataset(dataset), run.clips, run.seed)
 
 
 def _trained(run: "Experiment", model: str, dataset: str) -> nn.Module:
@@ -178,7 +178,7 @@ class Experiment:
 
     def _test(self, dataset: str) -> _Drawn:
         if dataset not in self._tests:
-            self._tests[dataset] = _Drawn(self.dataset(dataset), self.clips, self.seed)
+            self._tests[dataset] = _drawn(self, dataset)
         return self._tests[dataset]
 
     def example(self, dataset: str) -> int:
@@ -202,7 +202,7 @@ class Experiment:
             share = recipe.removal_share if name == model else 0.0
             given = {"epochs": self.epochs, "batch_size": self.batch_size}
             given["start"] = self.weights.get(name)
-            given = {field: value for field, value in given.items() if value}
+            given = {k: v for k, v in given.items() if v}
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             # a GPU trains faster than one process draws clips; on a CPU the two would compete
             workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0

@@ -196,6 +196,14 @@ def test_the_map_of_the_evidence_ranks_its_pixels_first_and_then_what_is_near(ru
     assert ideal[near].min() > ideal[:, :, 0, 0].max()
 
 
+def test_a_sweep_makes_what_explain_then_finds(run, nothing_new):
+    table = run.sweep({"gradient": {}}, [MODEL], [DATASET], "threads")
+    assert table["status"].tolist() == ["done"] * 2
+    assert table["clip"].tolist() == run.batch(DATASET).ids
+    nothing_new()
+    assert len(run.explain("gradient", MODEL, DATASET)["maps"]) == 2
+
+
 def test_a_figure_is_written_twice_alike_and_says_what_made_it(run):
     names = [f"one.{kind}" for kind in ("json", "png", "svg")]
     written = []
