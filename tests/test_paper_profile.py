@@ -20,8 +20,8 @@ from stepkit.training import PAPER, fit, quick
 DATASETS = ["ucf101-24", "epic-object", "something-v2"]
 # a few minutes instead of weeks: everything that costs time is as small as it can be
 TINY = [
-    *("models=[r2plus1d_narrow]", "frames=4", "size=32", "clips=3", "preset=fast", "iterations=2"),
-    *("points=2", "steps=4", "units=[patch]", "lengths=[0,5]", "areas=[0.1]", "epochs=1"),
+    *("models=[r2plus1d_narrow]", "frames=4", "size=32", "clips=3", "preset=fast", "epochs=1"),
+    *("points=2", "steps=4", "units=[patch]", "lengths=[0,5]", "step={iterations: 2}"),
     *("counts=[6,3,6]", "ratios=[0.1]", "seeds=[0]", "methods=[random,gradient,step]"),
 ]
 
