@@ -321,13 +321,15 @@ _RESIDUAL = {ours.__base__: ours for ours in _OURS}
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Tell whether `prepare` compiled the model: then it calls no hooks."""
-    return any(module._compiled_call_impl is not None for module in model.modules())
+    """Tell whether ``torch.compile`` or `prepare` compiled the model: then it calls no hooks."""
+    return isinstance(model, OptimizedModule) or any(
+        module._compiled_call_impl is not None for module in model.modules()
+    )
 
 
 @contextlib.contextmanager
 def uncompiled(model: nn.Module):
-    """Let a model that `prepare` compiled run layer by layer inside, so that hooks are called."""
+    """Let a compiled model run layer by layer inside, so that hooks are called."""
     if not is_compiled(model):
         yield
         return
@@ -440,8 +442,9 @@ def check_model(
         require(finite, "model", f"NaN or infinity in its {score.name}", "finite outputs")
         if gradient:
             _check_gradient(leaf, output, score.logit(output, mine))
-    if model not in _met:
+    if score.name not in _met.get(model, ()):
         _look_again(model, clips[:1], mine[:1], score, found[0], together)
+        _met.setdefault(model, set()).add(score.name)
     return found
 
 
@@ -461,12 +464,12 @@ def _check_gradient(leaf: Tensor, output: object, logit: Tensor) -> None:
     require(reaches, "model", "no gradient at the clips", expected)
 
 
-_met = weakref.WeakSet()  # models that `check_model` has looked at
+_met = weakref.WeakKeyDictionary()  # the scores by which `check_model` has looked at a model
 
 
 def meet(model: nn.Module, clip: Tensor, targets: Tensor, score: Score, together: int) -> None:
-    """Try a model that has not been seen before, see `check_model`."""
-    if model not in _met:
+    """Try a model that has not been seen with this score before, see `check_model`."""
+    if score.name not in _met.get(model, ()):
         check_model(model, clip, targets, score, together=together)
 
 
@@ -487,7 +490,6 @@ def _look_again(model, clip: Tensor, target: Tensor, score: Score, once: Tensor,
             "beside another clip. Is dropout on, or batch statistics? Maps will differ from call "
             "to call, and with batch_size."
         )
-    _met.add(model)
 
 
 # what rounding may change when a clip is seen again in another batch, relative to its score
