@@ -99,7 +99,9 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     for name, clip in clips.items():
         given = targets.get(name)
         given = panels.probabilities(first, clip).argmax() if given is None else given
-        known[name] = int(checks.targets(given, 1, count))
+        known[name] = int(checks.targets(given, 1))
+        fits = known[name] < count
+        checks.require(fits, "targets", known[name], f"classes 0..{count - 1}")
     return Explorer(dict(models), dict(clips), known, classes, maps or {}, methods, steps)
 
 
