@@ -51,11 +51,13 @@ def wrap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    twice = isinstance(model, Wrapped)
+    require(not twice, "model", "one that is wrapped already", "the network itself, its .model")
     if isinstance(layout, str):
         fits = sorted(layout) == sorted("NCTHW")
         require(fits, "layout", repr(layout), "an order of the letters N, C, T, H and W")
     elif not callable(layout):
-        counts = [isinstance(n, int) and n >= 1 for n in layout]
+        counts = [isinstance(n, int) and n >= 1 for n in layout] if _is_list(layout) else []
         require(bool(counts) and all(counts), "layout", layout, "a number of at least 1 a pathway")
     return Wrapped(model, layout, output, normalise)
 
@@ -102,6 +104,8 @@ class Wrapped(nn.Module):
             return found
         if name == "logits" and type(found) in (tuple, list):
             name = 0
+        given = f"{name!r}, of a network that returns a tensor"
+        require(not isinstance(found, Tensor), "output", given, '"logits", or a function')
         if isinstance(name, str) and hasattr(found, name):
             return getattr(found, name)
         try:
@@ -109,6 +113,10 @@ class Wrapped(nn.Module):
         except (KeyError, IndexError, TypeError):
             given = f"{self.output!r}, which {_about(found)} does not hold"
             require(False, "output", given, "the name or number of a part, or a function")
+
+
+def _is_list(given) -> bool:
+    return isinstance(given, list | tuple)
 
 
 def _about(found) -> str:

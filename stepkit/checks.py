@@ -92,6 +92,7 @@ def targets(given: object, n: int, device=None) -> Tensor:
     if given.dtype.is_floating_point or given.dtype in (torch.bool, torch.complex64):
         raise TypeError(f"targets: got dtype {given.dtype}, expected integers")
     require(tuple(given.shape) == (n,), "targets", f"shape {tuple(given.shape)}", f"({n},)")
+    given = given.long().clone()  # it may have been made under inference_mode
     low = int(given.min())
     require(low >= 0, "targets", low, "class indices, which begin at 0")
-    return given.long().clone()  # it may have been made under inference_mode
+    return given

@@ -7,6 +7,7 @@ probability of class c. Nothing in stepkit asks for more than that.
 import collections
 import contextlib
 import math
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -346,26 +347,48 @@ def frozen(model: nn.Module):
     A ``torch.inference_mode`` around the call, which knows no gradients, is left for its length.
     Memory that is freed inside is kept at hand, see `stepkit.memory`.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    recurrent = any(isinstance(module, nn.RNNBase) for module, _ in modes)
-    try:
-        model.eval()
-        for parameter, _ in learning:
-            parameter.requires_grad_(False)
-        cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-        with contextlib.ExitStack() as inside:
-            if torch.is_inference_mode_enabled():
-                inside.enter_context(torch.inference_mode(False))
-                inside.enter_context(torch.no_grad())  # as outside
-            inside.enter_context(cudnn)
-            inside.enter_context(kept())
-            yield model
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in learning:
-            parameter.requires_grad_(requires_grad)
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+    with contextlib.ExitStack() as within:
+        within.callback(_thaw, model)  # also of an interrupt on the way
+        _freeze(model)
+        if torch.is_inference_mode_enabled():
+            within.enter_context(torch.inference_mode(False))
+            within.enter_context(torch.no_grad())  # as outside
+        within.enter_context(cudnn)
+        within.enter_context(kept())
+        yield model
+
+
+_frozen = weakref.WeakKeyDictionary()  # how often, and how every part was before
+_freezing = threading.Lock()
+
+
+def _freeze(model: nn.Module) -> None:
+    """Freeze a model; threads may overlap: the first keeps how it was."""
+    with _freezing:
+        if model not in _frozen:
+            modes = [(part, part.training) for part in model.modules()]
+            learning = [(values, values.requires_grad) for values in model.parameters()]
+            _frozen[model] = [1, modes, learning]
+            model.eval()
+            model.requires_grad_(False)
+        else:
+            _frozen[model][0] += 1
+
+
+def _thaw(model: nn.Module) -> None:
+    """Bring back how a frozen model was, when the last thread leaves it."""
+    with _freezing:
+        if model not in _frozen:
+            return
+        _frozen[model][0] -= 1
+        if not _frozen[model][0]:
+            _, modes, learning = _frozen.pop(model)
+            for part, training in modes:
+                part.training = training
+            for values, requires_grad in learning:
+                values.requires_grad_(requires_grad)
 
 
 def device_of(model: nn.Module, default) -> torch.device:
@@ -441,15 +464,15 @@ def check_model(
         finite = bool(torch.isfinite(found).all())
         require(finite, "model", f"NaN or infinity in its {score.name}", "finite outputs")
         if gradient:
-            _check_gradient(leaf, output, score.logit(output, mine))
+            _check_gradient(leaf, output, score.logit(output, mine), score)
     if score.name not in _met.get(model, ()):
         _look_again(model, clips[:1], mine[:1], score, found[0], together)
         _met.setdefault(model, set()).add(score.name)
     return found
 
 
-def _check_gradient(leaf: Tensor, output: object, logit: Tensor) -> None:
-    if isinstance(output, Tensor) and output.ndim == 2:
+def _check_gradient(leaf: Tensor, output: object, logit: Tensor, score: Score) -> None:
+    if isinstance(output, Tensor) and output.ndim == 2 and score.one_logit:
         # weights break the symmetry of a classifier whose logits sum to a constant
         logit = output * torch.arange(1, 1 + output.shape[1]).to(output)
     try:
@@ -460,7 +483,7 @@ def _check_gradient(leaf: Tensor, output: object, logit: Tensor) -> None:
         given, expected = f"{type(error).__name__} ({told})", "one that autograd can go through"
         raise ValueError(f"model: got {given} on the way back, expected {expected}") from error
     reaches = any(part is not None and bool((part != 0).any()) for part in slope)
-    expected = "a model that is differentiable with respect to the clips"
+    expected = "a model, and a score, that are differentiable with respect to the clips"
     require(reaches, "model", "no gradient at the clips", expected)
 
 
@@ -484,7 +507,9 @@ def _look_again(model, clip: Tensor, target: Tensor, score: Score, once: Tensor,
         again = score(outputs[0], target.repeat(2 // len(outputs)))[0]
         if all(isinstance(output, Tensor) for output in outputs):
             score.doubt(torch.cat(outputs))
-    if (once - again).abs() > REPEATS[precision_of(model)] * max(once.abs(), again.abs()):
+    sizes = [output.abs().max() for output in outputs[:1] if isinstance(output, Tensor)]
+    least = 1e-5 * max([*sizes, once.abs()])  # a margin near 0 is all rounding
+    if (once - again).abs() > REPEATS[precision_of(model)] * max(once.abs(), again.abs()) + least:
         warn(
             f"model: its {score.name} of one clip is {once:.4g}, and {again:.4g} when asked again "
             "beside another clip. Is dropout on, or batch statistics? Maps will differ from call "

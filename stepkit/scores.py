@@ -14,6 +14,7 @@ any callable          (output, targets) -> (N,), higher where there is more to e
 ====================  ==============================================================================
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,6 +95,8 @@ class Score:
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         n = len(targets)
         require(given == (n,), f"score {self.name}", f"{given} for {n} clips", f"a tensor ({n},)")
+        real = found.dtype.is_floating_point
+        require(real, f"score {self.name}", f"dtype {found.dtype}", "floating numbers")
 
 
 def group(classes: Sequence[int] | Sequence[Sequence[int]]) -> Score:
@@ -110,10 +113,16 @@ def group(classes: Sequence[int] | Sequence[Sequence[int]]) -> Score:
     >>> group([0, 2])(torch.zeros(1, 4), torch.tensor([0]))
     tensor([0.5000])
     """
-    single = len(classes) > 0 and all(isinstance(c, int) for c in classes)
-    groups = [[*classes]] if single else [[*members] for members in classes]
-    whole = groups and all(g and all(isinstance(c, int) and c >= 0 for c in g) for g in groups)
-    require(bool(whole), "classes", repr(classes)[:80], "class indices, at least one in each group")
+    groups = classes.tolist() if hasattr(classes, "tolist") else classes
+    try:
+        groups = [
+            [*members] for members in (groups if hasattr(groups[0], "__iter__") else [groups])
+        ]
+        whole = all(g and all(_is_class(c) for c in g) for g in groups)
+    except (TypeError, IndexError):
+        whole = False
+    require(whole, "classes", repr(classes)[:80], "class indices, at least one in each group")
+    groups = [[operator.index(c) for c in members] for members in groups]
 
     def member(output: Tensor, targets: Tensor) -> Tensor:
         rows = torch.zeros(len(groups), output.shape[1], dtype=torch.bool)
@@ -136,6 +145,10 @@ def group(classes: Sequence[int] | Sequence[Sequence[int]]) -> Score:
         return (output.softmax(1) * member(output, targets)).sum(1)
 
     return Score(f"group({groups})", value, logit, log, check, _doubt_softmax)
+
+
+def _is_class(given) -> bool:
+    return hasattr(given, "__index__") and not isinstance(given, bool) and given >= 0
 
 
 def at_step(step: int, score: "Score | str | Read" = "probability") -> Score:
@@ -203,7 +216,8 @@ def _check_softmax(logits: Any, targets: Tensor) -> None:
     remedy = 'score="sigmoid" for a yes-no head, score="value" for a regression'
     require(classes > 1, "model", one, remedy)
     sums = logits.detach().sum(1)
-    simplex = logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    rounding = 1e-4 if logits.dtype.itemsize >= 4 else 1e-2
+    simplex = logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=rounding)
     remedy = 'logits, or score="value"'
     require(not simplex, "model", "probabilities (rows sum to 1)", remedy)
     _check_targets(targets, classes, "classes")
@@ -212,8 +226,9 @@ def _check_softmax(logits: Any, targets: Tensor) -> None:
 def _doubt_softmax(logits: Tensor) -> None:
     if logits.min() >= 0 and logits.max() <= 1:
         warn(
-            "model: whatever it is shown, its outputs lie between 0 and 1 and do not sum to 1, as "
-            'sigmoids would. Their softmax is explained; score="value" takes them as they are.'
+            "model: for a clip and for ten times its contrast, all outputs lie between 0 and 1 and "
+            "do not sum to 1, as sigmoids would. Their softmax is explained; "
+            'score="value" takes them as they are.'
         )
 
 

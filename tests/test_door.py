@@ -1,6 +1,7 @@
 """What would be wrong in silence is noticed at the door: chance, checkpointing, folded layers."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_loop_over_frames_is_stacked_in_time(method):
 
 
 def test_a_loop_in_another_order_than_time_is_refused():
-    with pytest.raises(ValueError, match="layer: got cells whose place in the clip no change"):
+    with pytest.raises(ValueError, match=r"layer: got 4 outputs, of which a change of the last 1"):
         sk.attribute("grad_cam", Frames("backwards"), clips(), 1, layer="cnn")
 
 
@@ -164,8 +165,69 @@ class Crops(Net):
 
 
 def test_calls_that_are_no_parts_of_time_are_refused():
-    with pytest.raises(ValueError, match="layer: got cells whose place in the clip no change"):
+    with pytest.raises(ValueError, match=r"layer: got 2 outputs, of which a change of the last 2"):
         sk.attribute("grad_cam", Crops(ROWS), clips(), 0, layer="conv")
+
+
+class Parallel(Net):
+    """The same layer on a clip and on one of more contrast, side by side."""
+
+    def forward(self, x):
+        return self.fc(sum(self.relu(self.conv(c * x)).mean((2, 3, 4)) for c in (1, 2)))
+
+
+class Windows(Net):
+    """Windows that overlap, one after the other."""
+
+    def forward(self, x):
+        parts = [x[:, :, t : t + 6] for t in range(0, x.shape[2] - 5, 2)]
+        return self.fc(sum(self.relu(self.conv(part)).mean((2, 3, 4)) for part in parts))
+
+
+@pytest.mark.parametrize(("kind", "frames"), [(Parallel, 4), (Windows, 8), (Windows, 12)])
+def test_calls_beside_each_other_are_no_time(kind, frames):
+    with pytest.raises(ValueError, match=r"layer: got .* outputs.*expected one that runs"):
+        sk.attribute("grad_cam", kind(ROWS), clips(1, frames), 0, layer="conv")
+
+
+class TimeFirst(nn.Module):
+    """A layer that puts out (N, T, K, H, W), or (T, N, K, H, W), or (N, heads, L, L)."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.conv, self.block = how, nn.Conv3d(3, 7, 4, 4), nn.Identity()
+        self.fc = nn.Linear(7, 2)
+
+    def forward(self, x):
+        z = self.conv(x)  # (N, K, T, H, W)
+        if self.how == "ntkhw":
+            return self.fc(self.block(z.transpose(1, 2)).relu().mean((1, 3, 4)))
+        if self.how == "tnkhw":
+            return self.fc(self.block(z.permute(2, 0, 1, 3, 4)).relu().mean((0, 3, 4)))
+        tokens = z.flatten(2).transpose(1, 2)
+        weights = self.block((tokens @ tokens.transpose(1, 2)).softmax(2)[:, None])
+        return self.fc((weights[:, 0] @ tokens).relu().mean(1))
+
+
+@pytest.mark.parametrize("how", ["ntkhw", "tnkhw", "attention"])
+def test_what_has_no_reading_is_refused(how):
+    x = torch.randn(4, 3, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+    with pytest.raises(ValueError, match="layer: got"):
+        sk.attribute("grad_cam", TimeFirst(how), x, 1, layer="block")
+
+
+def test_two_threads_may_explain_one_model():
+    model, x = Net(ROWS).train(), clips(2, 4, 32)
+    asked = {"gradient": {}, "grad_cam": {"layer": "relu"}}
+    expected = {name: sk.attribute(name, model, x, 0, **o) for name, o in asked.items()}
+    with ThreadPoolExecutor(4) as pool:
+        names = list(asked) * 10
+        found = [pool.submit(sk.attribute, n, model, x, 0, batch_size=1, **asked[n]) for n in names]
+        for name, future in zip(names, found, strict=True):
+            torch.testing.assert_close(future.result(), expected[name])
+    assert model.training
+    assert all(values.requires_grad for values in model.parameters())
 
 
 # ------------------------------------------------------------------------------- order of tokens

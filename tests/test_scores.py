@@ -316,7 +316,44 @@ def test_a_network_that_writes_into_its_input_is_refused_or_wrapped():
     assert torch.equal(x, clips())
 
 
+@pytest.mark.parametrize("unit", [nn.ReLU6(), nn.PReLU(), nn.Hardtanh(), nn.Hardsigmoid()])
+def test_deeplift_adds_up_through_any_unit(unit):
+    model = Net([ROW, [1.0] * 4]).requires_grad_(False)
+    model.relu, x = unit, 3 * clips()
+    black = sk.removal.black().nothing(x)
+    found = sk.attribute("deeplift", model, x, 0).sum((1, 2, 3))
+    torch.testing.assert_close(
+        found, (model(x) - model(black))[:, 0].detach(), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_score_without_gradient_is_refused_where_one_is_needed():
+    def hard(output, targets):
+        return (output[:, 0] > 0).float() + output[:, 1].detach()
+
+    for call in (sk.step, lambda *given, **o: sk.attribute("gradient", *given, **o)):
+        with pytest.raises(ValueError, match="model: got no gradient at the clips"):
+            call(TWO, clips(), 0, score=hard)
+    assert sk.insertion(TWO, clips(), clips().mean(1), 0, steps=2, score=hard).auc.shape == (2,)
+
+
+def test_a_map_that_says_nothing_is_named_by_its_curve():
+    with pytest.warns(UserWarning, match=r"maps: of clips \[1\] the same everywhere"):
+        sk.insertion(TWO, clips(), clips().mean(1) * torch.tensor([1.0, 0.0])[:, None, None, None],
+                     0, steps=2)  # fmt: skip
+
+
 def test_wrong_words_of_wrap():
+    with pytest.raises(ValueError, match="model: got one that is wrapped already"):
+        sk.wrap(sk.wrap(TWO))
+    with pytest.raises(ValueError, match="output: got 0, of a network that returns a tensor"):
+        sk.wrap(TWO, output=0)(clips())
+    with pytest.raises(ValueError, match="layout: got 4"):
+        sk.wrap(TWO, 4)
+    for wrong in (3, [False, True], [0.5], None):
+        with pytest.raises(ValueError, match="classes: got"):
+            sk.scores.group(wrong)
+    assert sk.scores.group(torch.tensor([0, 2])).name == "group([[0, 2]])"
     with pytest.raises(TypeError, match="model: got function"):
         sk.wrap(lambda x: x)
     with pytest.raises(ValueError, match="layout: got 'NTCHX'"):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -281,10 +282,12 @@ _GIVEN = ("score", "seeds", "batch_size", "bar")  # from `attribute`, to a metho
 
 def _clip_seeds(seed: int | Sequence[int], n: int) -> list[int]:
     """Return a seed per clip, so that neither batches nor workers change what a clip draws."""
-    if isinstance(seed, int):
-        return [(seed * 1_000_003 + i) % 2**63 for i in range(n)]
-    require(len(seed) == n, "seed", f"{len(seed)} seeds", f"one, or one for each of {n} clips")
-    return list(seed)
+    if hasattr(seed, "__index__") and getattr(seed, "ndim", 0) == 0:
+        return [(operator.index(seed) * 1_000_003 + i) % 2**63 for i in range(n)]
+    many = hasattr(seed, "__len__")
+    given = f"{len(seed)} seeds" if many else repr(seed)
+    require(many and len(seed) == n, "seed", given, f"one, or one for each of {n} clips")
+    return [operator.index(one) for one in seed]
 
 
 def _random(model, clips: Tensor, targets: Tensor, *, seeds) -> Tensor:

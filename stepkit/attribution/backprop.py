@@ -241,6 +241,8 @@ def _rescale_pool(function, x: Tensor, x0: Tensor, *args, **kwargs) -> Tensor:
 
 _CURVES = (torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, F.softplus, F.logsigmoid)
 _UNITS = (F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.relu6)
+_UNITS += (F.hardtanh, F.prelu, F.hardsigmoid, F.threshold, F.softsign)  # nn.ReLU6 is a hardtanh
+_UNITS += (torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min)
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _RULES = dict.fromkeys((*_RELU, *_IN_PLACE, *_CURVES, *_UNITS), _rescale)
 _RULES |= dict.fromkeys(_POOLS, _rescale_pool)

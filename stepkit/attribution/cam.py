@@ -44,6 +44,7 @@ def cam(
     """
     require(score.one_logit, "score", score.name, "the score of a class, for CAM's classifier")
     activation, logits = _activation(model, clips, targets, score, layer, grid, grid_order)
+    require(logits.ndim == 2, "model", f"output {tuple(logits.shape)}", "logits (N, K), for CAM")
     pooled = activation.mean((2, 3, 4))
     for weight, bias in _linear_maps(model, pooled.shape[1], logits.shape[1]):
         again = F.linear(pooled, weight)
@@ -82,8 +83,11 @@ def grad_cam(
         frame, or tokens (N, L, K) with or without a class token in front.
         A layer that runs once for every part of the clip, as in a loop over frames, is stacked in
         time.
+        It has to see the whole clip: cells of a crop are stretched over all of it. An output
+        (N, T', K, H', W') is not told from (N, K, T', H', W') if K may be a number of steps.
     grid : (T', H', W'), optional
-        How many cells there are along each axis, for a layer where that cannot be told.
+        How many cells there are along each axis, for a layer where that cannot be told. A token
+        more than these is a class token, in front.
     grid_order : str, optional
         Of tokens, the last axis fastest: ``"thw"`` (VideoMAE, ViViT, MViT) or ``"hwt"``
         (TimeSformer). By default it is found out by changing halves of a clip

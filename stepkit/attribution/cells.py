@@ -8,6 +8,7 @@ the reading is taken by which the cells *there* change; if none is, there is an 
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from stepkit.models import find_layer
 Reading = Callable[[Tensor, int], Tensor]  # a layer's output for n clips -> (n, K, T', H', W')
 ORDERS = ("thw", "hwt")  # of tokens
 CLEAR = 0.1  # (late − early)/(late + early) of what a change of the late half changes, at least
+AXES = (2, 3, 4)  # of a clip: t, h, w
 
 
 class Watched:
@@ -26,14 +28,17 @@ class Watched:
 
     def __init__(self, n: int):
         self.n = n  # clips
+        self.thread = threading.get_ident()  # others may explain the same model at the same time
         self.kept: list[Tensor] = []  # of a tuple, the first; gradients, if on, begin here
         self.grids: set[tuple[int, int, int]] = set()
 
     def keep(self, _, __, output):
         """Keep an output; the network goes on with a copy, which it may change in place."""
-        first, *rest = output if isinstance(output, tuple) else (output,)
-        if not isinstance(first, Tensor):
+        if self.thread != threading.get_ident():
             return output
+        first = output[0] if isinstance(output, tuple) and output else output
+        given = f"{type(first).__name__}, first in what it puts out"
+        require(isinstance(first, Tensor), "layer", given, "a layer of tensors")
         if self.kept and first.requires_grad:
             asked = {"allow_unused": True, "retain_graph": True}
             before = torch.autograd.grad(first.sum(), self.kept, **asked)
@@ -42,10 +47,21 @@ class Watched:
             require(not tied, "layer", given, "one that runs once, or once for each part of a clip")
         self.kept.append(first.detach().requires_grad_(torch.is_grad_enabled()))
         first = self.kept[-1].clone()
-        return (first, *rest) if isinstance(output, tuple) else first
+        if not isinstance(output, tuple):
+            return first
+        return (
+            type(output)._make([first, *output[1:]])
+            if hasattr(output, "_make")
+            else (
+                first,
+                *output[1:],
+            )
+        )
 
     def note(self, _, __, output):
         """Note the grid of a convolution: an embedding of patches tells how tokens lie."""
+        if self.thread != threading.get_ident():
+            return
         steps = output.shape[2:-2] if output.ndim == 5 else (len(output) // self.n,)
         self.grids.add((*steps, *output.shape[-2:]))
 
@@ -90,9 +106,13 @@ def reader(
         grid = (max(1, grid[0] // calls), *grid[1:])
     part = (frames // calls, *space)
     found = readings(shapes.pop(), n, part, grid, seen.grids, grid_order)
-    if len(found) > 1 or calls > 1:
+    told = grid is not None and len(found) == 1
+    if calls > 1:
+        _check_parts(model, layer, clips[:1], calls)
+    if calls > 1 or not (told or found == [_channels_first]):
         found = [_confirmed(model, layer, clips[:1], found)]
-    if seen.kept[0].ndim < 5 and len(seen.kept[0]) > n > 1:
+    shape = seen.kept[0].shape
+    if n > 1 and (n in shape[1:2] or (len(shape) < 5 and shape[0] > n)):
         _check_batch(model, layer, clips, found[0], seen.kept)
     return lambda outputs: _stacked(found[0], outputs, n)
 
@@ -126,9 +146,9 @@ def readings(shape: tuple, n: int, size, grid, seen, order: str | None = None) -
         fitting = [reading for cells, reading in both if cells == tuple(grid)]
         require(bool(fitting), "grid", grid, f"{first} or {last}, of the layer")
         return fitting
-    even = _frame_grids(*size[1:])
-    likely = [r for cells, r in both if cells[1:] in even and cells[0] <= size[0]]
-    return likely or [_channels_first]
+    even, times = _frame_grids(*size[1:]), {t for t, _ in _frame_grids(size[0], size[0])}
+    likely = [r for cells, r in both if cells[1:] in even and cells[0] in times]
+    return likely or [_channels_first, _channels_last]
 
 
 def _check_grid(grid) -> None:
@@ -227,14 +247,23 @@ def _outputs(model: nn.Module, layer: str | None, clips: Tensor) -> list[Tensor]
 
 
 def _confirmed(model, layer, clip: Tensor, found: list[Reading]) -> Reading:
-    """Return the reading by which a change in one half of the clip moves the cells of that half."""
-    shown, offset = [clip], 3 * float(clip.std()) or 1.0
-    for axis in (2, 3, 4):
-        late = torch.zeros_like(clip)
-        late.narrow(axis, clip.shape[axis] // 2, clip.shape[axis] - clip.shape[axis] // 2)[:] = 1
-        shown += [clip + offset * late, clip - offset * late]
-    outputs = _outputs(model, layer, torch.cat(shown))
-    clearest = [_clearness(_stacked(reading, outputs, len(shown))) for reading in found]
+    """Return the reading by which a change in one half of the clip moves the cells of that half.
+
+    The half becomes brighter, darker, or noise: a network may be blind to any of them.
+    """
+    size = 3 * float(clip.std()) or 1.0
+    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0)).to(clip)
+    outputs = [_outputs(model, layer, clip)]  # one by one: some networks take no more
+    for change in (size, -size, size * noise):
+        for axis in AXES:
+            late = torch.zeros_like(clip)
+            half = clip.shape[axis] // 2
+            late.narrow(axis, half, clip.shape[axis] - half)[:] = 1
+            outputs.append(_outputs(model, layer, clip + change * late))
+    clearest = [
+        _clearness(torch.cat([_stacked(reading, values, 1) for values in outputs]))
+        for reading in found
+    ]
     best = max(range(len(found)), key=clearest.__getitem__)
     told = ", ".join(f"{value:.2f}" for value in clearest)
     given = f"cells whose place in the clip no change of it tells ({told})"
@@ -244,19 +273,31 @@ def _confirmed(model, layer, clip: Tensor, found: list[Reading]) -> Reading:
 
 
 def _clearness(cells: Tensor) -> float:
-    """Return how clearly changes of the late halves along t, h, w move late cells, at worst.
+    """Return how clearly changes of the late halves move late cells, along the worst axis.
 
-    ``cells`` (7, K, T', H', W') are those of the clip, and of the changed ones, two an axis.
+    ``cells`` (1 + 3·C, K, T', H', W') are those of the clip, and of the clip changed in C ways
+    along t, h and w; the clearest way counts.
     """
-    worst = 1.0
+    changed = (cells[1:] - cells[0]).abs().sum(1).unflatten(0, (-1, 3))  # (C, 3, T', H', W')
+    clear = torch.ones(len(changed), 3)
     for axis in range(3):
-        changed = (cells[1 + 2 * axis : 3 + 2 * axis] - cells[0]).abs().sum((0, 1))
-        along = changed.sum([other for other in range(3) if other != axis])
-        half = len(along) // 2
-        early, late = float(along[:half].sum()), float(along[len(along) - half :].sum())
+        along = changed[:, axis].movedim(1 + axis, 1).flatten(2).sum(2)  # (C, cells)
+        half = along.shape[1] // 2
+        early, late = along[:, :half].sum(1), along[:, along.shape[1] - half :].sum(1)
         if half:
-            worst = min(worst, (late - early) / max(late + early, 1e-30))
-    return worst
+            clear[:, axis] = (late - early) / (late + early).clamp(min=1e-30)
+    return float(clear.amin(1).max())
+
+
+def _check_parts(model, layer, clip: Tensor, calls: int) -> None:
+    """Refuse calls that are no parts of the clip, in turn: the last frames move the last alone."""
+    other, part = clip.clone(), clip.shape[2] // calls
+    other[:, :, -part:] += 3 * float(clip.std()) or 1.0
+    pairs = zip(_outputs(model, layer, clip), _outputs(model, layer, other), strict=True)
+    moved = [not torch.equal(*pair) for pair in pairs]
+    given = f"{calls} outputs, of which a change of the last {part} frames moves {sum(moved)}"
+    alone = moved == [False] * (calls - 1) + [True]
+    require(alone, "layer", given, "one that runs once, or once for each part of the clip in turn")
 
 
 def _check_batch(model, layer, clips: Tensor, reading: Reading, kept: list[Tensor]) -> None:

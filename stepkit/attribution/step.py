@@ -175,7 +175,8 @@ class StepResult:
         (N,), that of the whole clip.
     random_probabilities : Tensor
         (N, A), that of random masks with as many visible pixels, on average. A mask that does not
-        beat them says nothing; where none of a clip's does, there is a warning.
+        beat them says nothing; where none of a clip's does, there is a warning. NaN where the
+        optimisation was interrupted.
     visible_share : Tensor
         (N, A), mean of the visible mask; differs from v because v counts the padded canvas.
     history : DataFrame
@@ -457,7 +458,8 @@ def _optimise(
 
         phi, whole = seen(masks), score(model(clips), targets).to(clips)
         draws = 0 if interrupted else RANDOM_MASKS
-        chance = [seen(random_masks(masks, seed)) for seed in range(draws)] or [phi]
+        chance = [seen(random_masks(masks, seed)) for seed in range(draws)]
+        chance = chance or [torch.full_like(phi, math.nan)]
     finite = bool(torch.isfinite(phi).all()) and bool(torch.isfinite(masks).all())
     require(finite, "model", "NaN during the optimisation", "finite logits and gradients")
     return masks, phi, whole, torch.stack(chance).mean(0), history[:done].cpu(), interrupted

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from stepkit import removal as removals
 from stepkit.checks import clips as check_clips
-from stepkit.checks import one_of, require, tensor
+from stepkit.checks import one_of, require, tensor, warn
 from stepkit.checks import targets as check_targets
 from stepkit.models import check_model, device_of, frozen
 from stepkit.removal import Removal
@@ -278,6 +278,9 @@ def _perturb(
         tensor(name, given, "(N, T, H, W)")
         fits = given.shape == frames
         require(fits, name, f"shape {tuple(given.shape)}", f"the clips' {tuple(frames)}")
+        flat = (given.amax((1, 2, 3)) == given.amin((1, 2, 3))).nonzero()[:, 0].tolist()
+        if flat and given[0].numel() > 1:
+            warn(f"{name}: of clips {flat} the same everywhere; their units go in raster order")
     require(isinstance(steps, int) and steps >= 1, "steps", steps, "at least one")
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
     patch = _patch(frames[1:]) if patch is None else patch
