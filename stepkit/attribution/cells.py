@@ -19,7 +19,7 @@ from stepkit.models import find_layer
 
 Reading = Callable[[Tensor, int], Tensor]  # a layer's output for n clips -> (n, K, T', H', W')
 ORDERS = ("thw", "hwt")  # of tokens
-CLEAR = 0.1  # (late − early)/(late + early) of what a change of the late half changes, at least
+CLEAR = 0.05  # (late − early)/(late + early) of what a change of the late half changes, at least
 AXES = (2, 3, 4)  # of a clip: t, h, w
 
 
@@ -249,21 +249,21 @@ def _outputs(model: nn.Module, layer: str | None, clips: Tensor) -> list[Tensor]
 def _confirmed(model, layer, clip: Tensor, found: list[Reading]) -> Reading:
     """Return the reading by which a change in one half of the clip moves the cells of that half.
 
-    The half becomes brighter, darker, or noise: a network may be blind to any of them.
+    The half becomes brighter, or noise: a network may be blind to one of them.
     """
     size = 3 * float(clip.std()) or 1.0
     noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0)).to(clip)
     outputs = [_outputs(model, layer, clip)]  # one by one: some networks take no more
-    for change in (size, -size, size * noise):
+    for change in (size * torch.ones_like(clip), size * noise):
         for axis in AXES:
-            late = torch.zeros_like(clip)
             half = clip.shape[axis] // 2
-            late.narrow(axis, half, clip.shape[axis] - half)[:] = 1
-            outputs.append(_outputs(model, layer, clip + change * late))
-    clearest = [
-        _clearness(torch.cat([_stacked(reading, values, 1) for values in outputs]))
-        for reading in found
-    ]
+            late = change.clone()
+            late.narrow(axis, 0, half).zero_()
+            outputs += [_outputs(model, layer, clip + part) for part in (late, change - late)]
+    clearest = []
+    for reading in found:
+        cells = torch.cat([_stacked(reading, values, 1) for values in outputs])
+        clearest.append(_clearness(cells) if len(cells) == len(outputs) else -1.0)
     best = max(range(len(found)), key=clearest.__getitem__)
     told = ", ".join(f"{value:.2f}" for value in clearest)
     given = f"cells whose place in the clip no change of it tells ({told})"
@@ -273,20 +273,23 @@ def _confirmed(model, layer, clip: Tensor, found: list[Reading]) -> Reading:
 
 
 def _clearness(cells: Tensor) -> float:
-    """Return how clearly changes of the late halves move late cells, along the worst axis.
+    """Return how clearly a change of a half moves the cells of that half, in the worst of cases.
 
-    ``cells`` (1 + 3·C, K, T', H', W') are those of the clip, and of the clip changed in C ways
-    along t, h and w; the clearest way counts.
+    ``cells`` (1 + 6·C, K, T', H', W') are those of the clip, and of the clip changed in C ways in
+    its late and its early half along t, h and w; the clearest way counts. Both halves are needed:
+    cells that answer more strongly than others would seem to be where the change is.
     """
-    changed = (cells[1:] - cells[0]).abs().sum(1).unflatten(0, (-1, 3))  # (C, 3, T', H', W')
-    clear = torch.ones(len(changed), 3)
+    changed = (cells[1:] - cells[0]).abs().sum(1).unflatten(0, (-1, 3, 2))  # (C, 3, 2, T', H', W')
+    clear = torch.ones(len(changed), 3, 2)
     for axis in range(3):
-        along = changed[:, axis].movedim(1 + axis, 1).flatten(2).sum(2)  # (C, cells)
-        half = along.shape[1] // 2
-        early, late = along[:, :half].sum(1), along[:, along.shape[1] - half :].sum(1)
+        along = changed[:, axis].movedim(2 + axis, 2).flatten(3).sum(3)  # (C, 2, cells)
+        half = along.shape[2] // 2
+        early, late = along[:, :, :half].sum(2), along[:, :, along.shape[2] - half :].sum(2)
         if half:
             clear[:, axis] = (late - early) / (late + early).clamp(min=1e-30)
-    return float(clear.amin(1).max())
+    clear[:, :, 1] *= -1  # there the early half was changed
+    clear[:, [axis for axis in range(3) if cells.shape[2 + axis] == 1]] = 1
+    return float(clear.amin((1, 2)).max())
 
 
 def _check_parts(model, layer, clip: Tensor, calls: int) -> None:
