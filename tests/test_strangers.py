@@ -1,11 +1,21 @@
 """Files and names that a stranger made: refused by name, before they cost memory, time or more."""
 
+import csv
+import json
 import os
+import pickle
+import time
+import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from stepkit.data import epic, something
 from stepkit.data.folder import position
 from stepkit.data.sample import file_name
+from stepkit.data.ucf101 import read_annotations, read_split
+from stepkit.data.unpickle import unpickle
 
 # --- ids that become names of files --------------------------------------------------------------
 
@@ -27,8 +37,8 @@ HOSTILE = [
     "C:x",
     "con",
     "NUL.txt",
-    " a",
-] + ["a\0b", "a\nb", "a\u202efdp", "\udcff", "x" * 196, "é" * 98, "a|b", "a_b", "a?b"]
+]
+HOSTILE += ["a\0b", "a\nb", "a\u202efdp", "\udcff", "x" * 196, "é" * 98, "a|b", "a_b", "a?b", " a"]
 
 
 def test_hostile_ids_become_names_that_any_file_system_takes(tmp_path):
@@ -37,7 +47,8 @@ def test_hostile_ids_become_names_that_any_file_system_takes(tmp_path):
     for name in names:
         path = tmp_path / (name + "y" * 60)
         path.write_text("")
-        assert path.parent.resolve() == tmp_path and path.name[0] != "."
+        assert path.parent.resolve() == tmp_path
+        assert path.name[0] != "."
     assert len(os.listdir(tmp_path)) == len(names)
 
 
@@ -48,3 +59,190 @@ def test_no_id_can_pass_for_another():
 
 def test_a_file_whose_name_is_no_text_has_a_place_in_the_splits():
     assert 0 <= position(os.fsdecode(b"\xff.mp4")) < 1
+
+
+# --- annotations that are pickles ----------------------------------------------------------------
+
+REBUILT = (
+    b"\x80\x02cnumpy\ndtype\n(U\x02U1K\0K\x01tRq\0(K\x03U\x01<NNNK\x04K\x04K\x08tb0"  # a dtype, U1
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tU\x01btR"
+    b"(K\x01K\x01K\x04\x86h\0I00\nU\x10" + b"1\0\0\0" * 4 + b"tbq\x010"  # 16 bytes of it, (1, 4)
+    b"h\0(K\x03U\x01<NNNM\x40\x9cK\x04K\x08tb0"  # the dtype anew, U10000
+    b"(U\x0dA/v_A_g01_c01(U\x05labelK\0U\x04numfK\x01U\x0bannotations"
+    b"((U\x02sfK\0U\x02efK\x01U\x05boxesh\x01dldd."
+)
+
+
+def test_a_dtype_rebuilt_under_its_array_changes_nothing(tmp_path):
+    """Python's own machine makes of 16 bytes an array of 160,000: whoever reads it may crash."""
+    boxes = unpickle(REBUILT)["A/v_A_g01_c01"]["annotations"][0]["boxes"]
+    assert boxes.nbytes == 16
+    assert boxes.tolist() == [["1", "1", "1", "1"]]
+    path = tmp_path / "pyannot.pkl"
+    path.write_bytes(REBUILT)
+    with pytest.raises(ValueError, match=r"pyannot\.pkl.*boxes: got <U1"):
+        read_annotations(path)
+
+
+def entry(boxes, sf=0, actors=1):
+    actor = {"sf": sf, "ef": sf + 1, "boxes": boxes}
+    return {"label": 0, "numf": 1, "annotations": [actor] * actors}
+
+
+def shared(depth):
+    rows = [1.0] * 10
+    for _ in range(depth):
+        rows = [rows] * 10
+    return {"A/v_A_g01_c01": entry(rows)}
+
+
+def unfolding():
+    """A thousand videos of a thousand actors, all of one array of 4,000 boxes."""
+    video = entry(np.ones((4000, 4)), actors=1000)
+    return {f"A/v_A_g01_c{i:02d}": video for i in range(1000)}
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (shared(8), "boxes: got <class 'list'>"),
+        (unfolding(), "boxes: got more, expected at most"),
+        ({"A/v": entry(np.array([[np.nan, 0, 1, 1]]))}, "boxes: got NaN"),
+        ({"A/v": entry(np.array([[0, 0, 1e300, 1]]))}, "boxes: got NaN or more"),
+        ({"A/v": entry(np.array([[-(2**63), 0, 1, 1]]))}, "boxes: got NaN or more"),
+        ({"A/v": entry(np.array([["1", "1", "1", "1"]]))}, "boxes: got <U1"),
+        ({"A/v": entry(np.ones((2, 3)))}, r"boxes: got float64 \(2, 3\)"),
+        ({"A/v": [1] * 3}, "TypeError"),
+    ],
+)
+def test_hostile_annotations_are_named_and_cost_no_memory(tmp_path, found, named):
+    path = tmp_path / "pyannot.pkl"
+    data = pickle.dumps(found, protocol=3)
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"pyannot\.pkl.*{named}"):
+        read_annotations(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"(" * 1000 + b".", "damaged"),  # STOP on an empty stack
+        (b"]" * 1001 + b".", "more steps"),
+        (b"]" + b"\x85" * 100_000 + b"s.", "damaged"),  # tuples in tuples, whose hash would recurse
+        (b"}]" + b"\x85" * 100_000 + b"Ns.", "keys of text"),
+        (b"I1\n(" + b"l" * 3 + b".", "damaged"),
+        (b"cos\nsystem\n(S'echo'\ntR.", r"os\.system"),
+        (b"(S'echo'\nios\nsystem\n.", "opcode INST"),
+        (b"\x82\x01.", "opcode EXT1"),
+        (b"Pid\n.", "opcode PERSID"),
+        (b"cnumpy\nndarray\n(K\x01tR.", "a call of ndarray"),
+        (b"S'x'\n(K\x01tR.", "a call of a str"),
+        (b"}(S'a'\nK\x01ub.", "damaged"),
+    ],
+)
+def test_what_a_pickle_may_not_ask_for_is_named(monkeypatch, data, named):
+    if named == "more steps":
+        monkeypatch.setattr("stepkit.data.unpickle.MOST_STEPS", 1000)
+    with pytest.raises(ValueError, match=named):
+        unpickle(data)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_plain_values_and_arrays_are_read_as_python_reads_them(protocol):
+    values = {"text": "ä\n", "none": None, "sum": [1, -1, 2**40, -(2**80), 0.5, True, False]}
+    values |= {"nested": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {"a": {}}, [[]])}
+    if protocol > 2:  # before, Python 3 writes bytes as a call of a codec
+        arrays = [np.arange(6, dtype=code).reshape(2, 3) for code in ("u1", ">i2", "<f4", "f8")]
+        arrays += [np.asfortranarray(arrays[2]), arrays[3].T, arrays[0] > 2, np.array(["é", "bc"])]
+        values |= {"arrays": arrays, "again": arrays[0], "scalar": np.float32(0.25)}
+        values |= {"bytes": b"\xff\0", "name": np.str_("é")}
+    found = unpickle(pickle.dumps(values, protocol=protocol))
+    arrays, expected = found.pop("arrays", []), values.pop("arrays", [])
+    for array, right in zip(arrays, expected, strict=True):
+        assert array.dtype == right.dtype
+        assert array.tolist() == right.tolist()
+    assert found.pop("again", None) is (arrays[0] if arrays else None)
+    values.pop("again", None)
+    assert found == values
+
+
+@pytest.mark.real_data
+def test_the_published_annotation_reads_as_with_pythons_own_machine(real_data):
+    path = real_data / "ucf101-24/annotations/pyannot.pkl"
+    began = time.process_time()
+    found = read_annotations(path)
+    assert time.process_time() - began < 10
+    right = pickle.loads(path.read_bytes(), encoding="latin1")
+    assert found.keys() == {str(name) for name in right}
+    for name, video in right.items():
+        assert (found[name]["label"], found[name]["numf"]) == (video["label"], video["numf"])
+        for actor, expected in zip(found[name]["annotations"], video["annotations"], strict=True):
+            assert actor["sf"] == expected["sf"]
+            assert np.array_equal(actor["boxes"], expected["boxes"])
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+READERS = {
+    "annotations": read_annotations,
+    "split_list": read_split,
+    "class_list": epic.read_classes,
+}
+
+
+@pytest.mark.parametrize("argument", READERS)
+def test_lists_are_files_of_bounded_size(tmp_path, argument):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError, match=f"{argument}: got '{path}', expected a file"):
+            READERS[argument](path)
+    with (tmp_path / "long").open("wb") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(ValueError, match=f"{argument}: got '.*long' of 16777217 bytes"):
+        READERS[argument](tmp_path / "long")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"stop_frame": "999999999"}, "start_frame 31, stop_frame 999999999 .*at most 108000"),
+        ({"stop_frame": "nan"}, "stop_frame 'nan' .*a whole number"),
+        ({"start_frame": "-1"}, "start_frame '-1' .*a whole number"),
+        ({"seg_id": "1" * 300}, "seg_id '1+' .*a number"),
+        ({"video_id": f"P01_{'1' * 300}"}, "video_id 'P01_1+' .*P01_01"),
+        ({"bounding_boxes": "{31: (1e999, 0, 5, 5)}"}, "bounding_boxes 31: .inf"),
+        ({"bounding_boxes": "{31: (nan, 0, 5, 5)}"}, "bounding_boxes '{31: .nan"),
+        ({"bounding_boxes": "-" * 100_000 + "1"}, "bounding_boxes '-+'"),
+        ({"bounding_boxes": "{31: 5*5*5}"}, "bounding_boxes '{31: 5"),
+    ],
+)
+def test_a_hostile_row_of_epic_is_named(tmp_path, wrong, named):
+    row = {"seg_id": "7", "video_id": "P01_01", "noun": "pan", "noun_label": "0"}
+    row |= {"start_frame": "31", "stop_frame": "90", "bounding_boxes": "{31: (0, 0, 5, 5)}"}
+    for content in (row, row | wrong):
+        with (tmp_path / "list.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerow(content)
+        if content == row:
+            assert len(epic.read_list(tmp_path / "list.csv", ["pan"])) == 1
+    with pytest.raises(ValueError, match=f"^split_list: got {named}"):
+        epic.read_list(tmp_path / "list.csv", ["pan"])
+
+
+def test_a_list_that_is_wrong_from_the_start_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"noun,noun_label\n" + b"a\n" * 2**20)
+    began = time.process_time()
+    with pytest.raises(ValueError, match="class_list: got a row without noun_label in line 2 of"):
+        epic.read_classes(tmp_path / "list.csv")
+    assert time.process_time() - began < 1
+
+
+def test_an_id_of_something_that_no_file_could_bear_is_named(tmp_path):
+    entries = [{"id": "7" * 300, "template": "Opening [something]"}]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"split_list: got id '7+' in entry 0 of"):
+        something.read_list(tmp_path / "list.json", ["Opening something"])
