@@ -99,7 +99,9 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     for name, clip in clips.items():
         given = targets.get(name)
         given = panels.probabilities(first, clip).argmax() if given is None else given
-        known[name] = int(checks.targets(given, 1, count))
+        known[name] = int(checks.targets(given, 1))
+        fits = known[name] < count
+        checks.require(fits, "targets", known[name], f"classes 0..{count - 1}")
     return Explorer(dict(models), dict(clips), known, classes, maps or {}, methods, steps)
 
 
@@ -420,10 +422,11 @@ class Explorer(widgets.VBox):
     def _take(self) -> None:
         if self.upload.value:
             file = self.upload.value[0]
-            self.status.value = f"reading {html.escape(file['name'])} …"
-            self._queue.put(partial(self._read, file["name"], bytes(file["content"])))
+            name = panels.plain_name(file["name"])
+            self.status.value = f"reading {html.escape(name)} …"
+            self._queue.put(partial(self._read, name, file["content"]))
 
-    def _read(self, name: str, content: bytes) -> None:
+    def _read(self, name: str, content) -> None:
         like = next(iter(self._clips.values()))
         try:
             clip = panels.read_upload(name, content, like.shape[1], tuple(like.shape[2:]))

@@ -1,21 +1,28 @@
 """Files and names that a stranger made: refused by name, before they cost memory, time or more."""
 
 import csv
+import io
 import json
 import os
 import pickle
+import resource
+import struct
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from stepkit.clips import read_frames
 from stepkit.data import epic, something
 from stepkit.data.folder import position
 from stepkit.data.sample import file_name
-from stepkit.data.ucf101 import read_annotations, read_split
+from stepkit.data.ucf101 import frame_numbers, read_annotations, read_split
 from stepkit.data.unpickle import unpickle
+from stepkit.panels import plain_name, read_upload
 
 # --- ids that become names of files --------------------------------------------------------------
 
@@ -246,3 +253,104 @@ def test_an_id_of_something_that_no_file_could_bear_is_named(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=r"split_list: got id '7+' in entry 0 of"):
         something.read_list(tmp_path / "list.json", ["Opening something"])
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height):
+    """A file of 100 bytes that says it is so large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def gif(width, height):
+    frames = [Image.new("L", (8, 8), 50 * i) for i in range(4)]
+    frames[0].save(file := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
+    data = bytearray(file.getvalue())
+    data[6:10] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("name", "data"), [("1.png", png(13000, 13000)), ("1.png", gif(13000, 13000))]
+)
+def test_an_image_beyond_any_camera_is_refused_by_its_header(tmp_path, name, data, last):
+    (tmp_path / name).write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sources = [tmp_path, tmp_path / name, data]
+    for source in sources:
+        with pytest.raises(ValueError, match=r"13000x13000|of no known size.*at most 67108864"):
+            read_frames(source, [3] if last and source is data else [0])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100 * 1024
+
+
+def test_an_image_file_that_is_too_long_is_refused_unread(tmp_path):
+    with (tmp_path / "1.png").open("wb") as file:
+        file.write(png(8, 8))
+        file.truncate(2**30)
+    with pytest.raises(ValueError, match="of 1073741824 bytes, expected at most 536870912 bytes"):
+        read_frames(tmp_path)
+
+
+def test_a_format_that_starts_other_programs_is_no_image(tmp_path, monkeypatch):
+    """Pillow calls Ghostscript for EPS, under whatever name."""
+    words = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    (tmp_path / "1.png").write_bytes(words)
+    with Image.open(tmp_path / "1.png") as image:
+        assert image.format == "EPS"
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("called"))
+    with pytest.raises(ValueError, match=r"1\.png', which does not decode"):
+        read_frames(tmp_path)
+
+
+def test_pipes_and_devices_are_neither_videos_nor_frames(tmp_path):
+    os.mkfifo(tmp_path / "v_A_g01_c01.0001.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "v_A_g01_c01.0002.png")
+    assert len(read_frames(tmp_path)) == 1
+    assert frame_numbers(tmp_path) == [1]  # of the one that is read
+    for path in (tmp_path / "v_A_g01_c01.0001.png", "/dev/zero"):
+        with pytest.raises(FileNotFoundError, match=r"^path: got '.*', expected a video"):
+            read_frames(path)
+
+
+# --- uploads -------------------------------------------------------------------------------------
+
+
+def test_an_upload_opens_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("secret.png")
+    for words in ("ffconcat version 1.0\nfile secret.png\n", "#EXTM3U\n#EXTINF:1,\nsecret.png\n"):
+        with pytest.raises(ValueError, match=r"'list\.mp4', .*no playlist"):
+            read_upload("list.mp4", words.encode(), 4, (8, 8))
+
+
+def test_an_upload_that_is_too_long_is_not_copied():
+    content = memoryview(bytes(9 * 2**20 + 1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.mp4: got 9\.0 MB, expected a video of at most 9 MB"):
+        read_upload("a.mp4", content, 4, (8, 8))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("my video.mp4", "my video.mp4"),
+        ("../../etc/passwd", "passwd"),
+        ("a\u202e4pm.exe", "a\ufffd4pm.exe"),
+        ("C:\\x\\v\0.mp4", "v\ufffd.mp4"),
+        ("é" * 300, "é" * 80),
+        ("/", "upload"),
+    ],
+)
+def test_the_name_of_an_upload_shows_as_it_is(name, shown):
+    assert plain_name(name) == shown

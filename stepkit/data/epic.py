@@ -187,7 +187,7 @@ class EpicObject(ClipFiles):
             return super().read(i, indices)
         numbers, (height, width) = self.numbers(i), height_width(self.size)
         files = [self.paths[i] / FRAME.format(numbers[index]) for index in indices]
-        images = [Image.fromarray(read_image(file)) for file in files]
+        images = (Image.fromarray(read_image(file)) for file in files)
         resized = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
         return torch.from_numpy(np.stack(resized))
 

@@ -10,7 +10,7 @@ from stepkit.checks import one_of, require
 from stepkit.data.annotations import boxes_in_clip, content, find_list, report_missing
 from stepkit.data.folder import ClipFiles, find_clips, subfolders
 from stepkit.data.unpickle import unpickle
-from stepkit.sources import IMAGES
+from stepkit.sources import _images as list_images
 
 MOST_BOXES = 2**22  # of a file: several times pyannot.pkl
 ANNOTATED_AT = (240, 320)  # H, W of every box in the annotation, whatever size a video file has
@@ -247,7 +247,7 @@ def frame_numbers(folder: Path) -> list[int]:
         Names that do not end in a number of at least 1, or that differ in anything else: their
         order would say nothing about the video.
     """
-    stems = [f.stem for f in folder.iterdir() if f.suffix.lower() in IMAGES and f.name[0] != "."]
+    stems = [file.stem for file in list_images(folder)]
     found = [_FRAME.fullmatch(stem) for stem in stems]
     numbered = all(found) and len({match[1] for match in found}) == 1
     numbers = sorted(int(match[2]) - 1 for match in found) if numbered else [-1]
