@@ -23,6 +23,7 @@ from stepkit.data.sample import file_name
 from stepkit.data.ucf101 import frame_numbers, read_annotations, read_split
 from stepkit.data.unpickle import unpickle
 from stepkit.panels import plain_name, read_upload
+from stepkit.settings import read_yaml
 
 # --- ids that become names of files --------------------------------------------------------------
 
@@ -354,3 +355,37 @@ def test_an_upload_that_is_too_long_is_not_copied():
 )
 def test_the_name_of_an_upload_shows_as_it_is(name, shown):
     assert plain_name(name) == shown
+
+
+# --- YAML ----------------------------------------------------------------------------------------
+
+
+def test_yaml_as_deep_as_any_profile_is_read():
+    assert read_yaml("x", "[" * 20 + "]" * 20) == json.loads("[" * 20 + "]" * 20)
+    assert read_yaml("x", "{a: &name [1], b: 2}") == {"a": [1], "b": 2}
+
+
+LAUGHS = "a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[" * 20_000 + "]" * 20_000, "more than 20 levels"),
+        ("{a: " * 21, "more than 20 levels"),
+        ("- " * 20_000, "more than 20 levels"),
+        (LAUGHS, "an alias in .* line 2"),
+        ("&a [*a]", "an alias"),
+        ("x" * 100_001, "got 100001 characters, expected at most 100000"),
+        ("!!int ''", "plain values"),
+        ("!!bool x", "plain values"),
+        ("!!timestamp x", "plain values"),
+        ("9" * 5000, "plain values"),
+        ("!!python/object/apply:os.system [x]", "plain values"),
+    ],
+)
+def test_yaml_beyond_plain_values_is_named(text, named):
+    began = time.process_time()
+    with pytest.raises(ValueError, match=f"^--set seed: .*{named}"):
+        read_yaml("--set seed", text)
+    assert time.process_time() - began < 2
