@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 from stepkit.clips import read_frames
 from stepkit.data import epic, something
@@ -22,6 +25,7 @@ from stepkit.data.folder import position
 from stepkit.data.sample import file_name
 from stepkit.data.ucf101 import frame_numbers, read_annotations, read_split
 from stepkit.data.unpickle import unpickle
+from stepkit.models import load_weights
 from stepkit.panels import plain_name, read_upload
 from stepkit.settings import read_yaml
 
@@ -389,3 +393,41 @@ def test_yaml_beyond_plain_values_is_named(text, named):
     with pytest.raises(ValueError, match=f"^--set seed: .*{named}"):
         read_yaml("--set seed", text)
     assert time.process_time() - began < 2
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("0.weight", torch.ones(3, 2, dtype=torch.int8), "I8 as 0.weight, expected torch.float32"),
+        ("0.weight", torch.ones(3, 2, dtype=torch.complex64), "C64 as 0.weight"),
+        ("0.weight", torch.ones(3, 2, dtype=torch.bool), "BOOL as 0.weight"),
+        ("0.weight", torch.ones(3, 2).to(torch.float8_e4m3fn), "F8_E4M3 as 0.weight"),
+        ("0.bias", torch.tensor([0, 1, torch.nan]), "NaN or inf in 0.bias"),
+        ("0.bias", torch.tensor([0, 1, 1e300], dtype=torch.float64), "NaN or inf in 0.bias"),
+        ("1.num_batches_tracked", torch.tensor(1.0), "F32 as 1.num_batches_tracked"),
+        ("1.num_batches_tracked", torch.tensor(1, dtype=torch.int8), "I8 as 1.num_batches_tracked"),
+        ("0.weight", torch.ones(2, 3), r"other tensors: \['0.weight'\]"),
+        ("0.weight", None, r"other tensors: \['0.weight'\]"),
+        ("0.extra", torch.ones(1), r"other tensors: \['0.extra'\]"),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_models_is_named(tmp_path, key, value, named):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors = {k: v for k, v in (model.state_dict() | {key: value}).items() if v is not None}
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=rf"^weights .*w\.safetensors: got {named}"):
+        load_weights(model, tmp_path / "w.safetensors")
+    assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_checkpoint_of_other_precision_is_loaded(tmp_path, dtype):
+    model = nn.Linear(2, 3)
+    wanted = {"weight": torch.tensor([[1, 2], [3, 4], [5, -0.5]]), "bias": torch.ones(3)}
+    save_file({k: v.to(dtype) for k, v in wanted.items()}, tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")
+    assert all(tensor.equal(wanted[name]) for name, tensor in model.state_dict().items())
