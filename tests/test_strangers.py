@@ -5,20 +5,29 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import struct
 import time
 import tracemalloc
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
 
+import matplotlib
+import mistune
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import stepkit as sk
+from stepkit import plots, report
 from stepkit.clips import read_frames
 from stepkit.data import epic, something
 from stepkit.data.folder import position
@@ -431,3 +440,62 @@ def test_a_checkpoint_of_other_precision_is_loaded(tmp_path, dtype):
     save_file({k: v.to(dtype) for k, v in wanted.items()}, tmp_path / "w.safetensors")
     load_weights(model, tmp_path / "w.safetensors")
     assert all(tensor.equal(wanted[name]) for name, tensor in model.state_dict().items())
+
+
+# --- names that become text ----------------------------------------------------------------------
+
+NAMES = ["$x^2$", r"$\frac{", "a|b", "<script>alert(1)</script>", "_a_", "a\\", "\u202eb", "`c`"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_no_formula_and_no_tex(name):
+    clip, curve = torch.zeros(3, 2, 8, 8), ([0, 0.5, 1], [[0.1, 0.8, 0.9]])
+    history = pd.DataFrame({"epoch": [0], "loss": [1.0], "val_top1": [0.5]})
+    pictures = [sk.show(clip, {name: torch.rand(2, 8, 8)}), plots.plot_curves({name: curve})]
+    pictures += [plots.plot_training({name: history}), sk.show(clip, title=name)]
+    for picture in pictures:
+        with matplotlib.rc_context({"svg.fonttype": "none", "text.usetex": False}):
+            picture.savefig(file := io.StringIO(), format="svg")
+        drawn = " ".join(ElementTree.fromstring(file.getvalue()).itertext())
+        if name[0] == "$":
+            assert name in drawn
+
+
+def test_names_in_the_table_of_claims_show_as_they_are():
+    rows = [{"claim": name, "dataset": name, "model": name, "against": name} for name in NAMES]
+    table = pd.DataFrame(rows).assign(profile="quick", unit="", ratio=0.0, verdict="holds")
+    page = report.claims_page(table.assign(mean=0.1, low=0.0, high=0.2))
+    lines = page[page.index("## Profile") :].splitlines()[2:]
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {len(NAMES) + 3}
+    html = mistune.create_markdown(escape=False, plugins=["table"])("\n".join(lines))
+    table = ElementTree.fromstring(html.replace("<br>", "\n"))
+    head, *body = (["".join(cell.itertext()) for cell in row] for row in table.iter("tr"))
+    shown = [name.replace("\u202e", "\ufffd") for name in NAMES]
+    assert sorted(head[1:]) == sorted(f"{name}\n{name}" for name in shown)
+    assert [row[0] for row in body] == shown
+    for name, row in zip(shown, body, strict=True):
+        assert [cell for cell in row[1:] if cell] == [f"holds\n0.1 [0, 0.2]\nagainst {name}"]
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def test_a_damaged_notebook_is_named_and_the_others_are_shown(tmp_path):
+    cell = nbformat.v4.new_markdown_cell("# Fine")
+    book = nbformat.v4.new_notebook(cells=[cell])
+    book.metadata["papermill"] = {"start_time": "2020-01-01T00:00:00", "parameters": {}}
+    (tmp_path / "notebooks").mkdir()
+    sources = [tmp_path / f"{name}.ipynb" for name in ("00", "01", "02", "03")]
+    for source in sources:
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), source)
+        nbformat.write(book, tmp_path / "notebooks" / source.name)
+    damaged(tmp_path / "notebooks" / "01.ipynb")
+    (tmp_path / "notebooks" / "02.ipynb").write_text("[]")
+    (tmp_path / "notebooks" / "03.ipynb").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"report: '.*0[123]\.ipynb' is damaged") as warned:
+        page = report.write(tmp_path, sources, SimpleNamespace(name="<i>")).read_text("utf-8")
+    assert len(warned) == 3
+    assert page.count('<td class="damaged">damaged</td>') == 3
+    assert page.count('<td class="done">') == 1
+    assert "<i>" not in page.split("<section")[0]
