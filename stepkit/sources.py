@@ -6,6 +6,7 @@ a binary file, or an array: `as_source` makes one of what a caller has.
 
 import io
 import re
+import struct
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Pillow tells by content, not by name, and knows formats that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "AVIF")
 MOST_BYTES = 8 * _video.MOST_PIXELS  # of a file of images, which may be read whole
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+BROKEN = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
+BROKEN += (RuntimeError, struct.error, Image.DecompressionBombError)  # what Pillow may raise
 
 
 def as_source(path):

@@ -325,6 +325,22 @@ def test_a_format_that_starts_other_programs_is_no_image(tmp_path, monkeypatch):
         read_frames(tmp_path)
 
 
+GIF = bytes.fromhex(  # three frames of 4x4
+    "4749463839610400040081000000000000000000000000000021ff0b4e45545343415045322e3003010000002c"
+    "00000000040004000008090001081c48b02080800021f90401000001002c000000000400040081323232000000"
+    "00000000000008090001081c48b02080800021f90401000001002c000000000400040081646464000000000000"
+    "00000008090001081c48b0208080003b"
+)
+
+
+@pytest.mark.parametrize(("at", "put"), [(68, b"\1"), (83, b"\xff"), (68, b""), (110, b"")])
+def test_what_pillow_raises_unasked_is_said_as_a_damaged_image(at, put):
+    """An IndexError, twice, and a struct.error, twice."""
+    assert len(read_frames(GIF)) == 3
+    with pytest.raises(ValueError, match=r"^path: got a BytesIO, .*expected an intact"):
+        read_frames(GIF[:at] + put + GIF[at + 1 :])
+
+
 def test_pipes_and_devices_are_neither_videos_nor_frames(tmp_path):
     os.mkfifo(tmp_path / "v_A_g01_c01.0001.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "v_A_g01_c01.0002.png")
