@@ -27,13 +27,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import stepkit as sk
-from stepkit import plots, report
+from stepkit import _video, panels, plots, report, settings, sources
 from stepkit.clips import read_frames
-from stepkit.data import epic, something
+from stepkit.data import annotations, epic, sample, something, ucf101
 from stepkit.data.folder import position
 from stepkit.data.sample import file_name
 from stepkit.data.ucf101 import frame_numbers, read_annotations, read_split
-from stepkit.data.unpickle import unpickle
+from stepkit.data.unpickle import MOST_STEPS, unpickle
 from stepkit.models import load_weights
 from stepkit.panels import plain_name, read_upload
 from stepkit.settings import read_yaml
@@ -515,3 +515,22 @@ def test_a_damaged_notebook_is_named_and_the_others_are_shown(tmp_path):
     assert page.count('<td class="damaged">damaged</td>') == 3
     assert page.count('<td class="done">') == 1
     assert "<i>" not in page.split("<section")[0]
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_names_the_limits_that_the_code_has():
+    page = (Path(__file__).parents[1] / "docs/security.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    said = [[int(each.replace(",", "")) for each in re.findall(r"\d[\d,]*", row)] for row in rows]
+    assert said == [
+        [_video.MOST_PIXELS, _video.MOST_FRAMES],
+        [sources.MOST_BYTES],
+        [panels.MAX_BYTES >> 20, panels.MAX_FRAMES, panels.MAX_SIDE],
+        [annotations.MOST_BYTES, MOST_STEPS, ucf101.MOST_BOXES],
+        [annotations.MOST_BYTES, epic.LONGEST],
+        [settings.MOST_SIGNS, settings.MOST_LEVELS],
+        [],
+        [sample.LONGEST],
+    ]
