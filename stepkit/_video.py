@@ -108,7 +108,9 @@ def _decoder(source, stream) -> CodecContext:
         refuse(source, size, f"at most {MOST_PIXELS} pixels a frame")
     if stream.metadata.get("alpha_mode") == "1" and codec.name in LIBVPX:
         codec = CodecContext.create(LIBVPX[codec.name], "r")
-    notice = NOTICE + "+explode" * (codec.name == "mjpeg")
+    # lost parts of a raw HEVC stream show in no other way: it has neither times nor a length
+    strict = codec.name == "mjpeg" or stream.container.format.name == "hevc"
+    notice = NOTICE + "+explode" * strict
     codec.options = {"max_pixels": str(MOST_PIXELS), "err_detect": notice}  # a stream may grow
     codec.flags |= Flags.copy_opaque
     codec.thread_type = "AUTO"

@@ -25,7 +25,7 @@ from stepkit.checks import require
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Pillow tells by content, not by name, and knows formats that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "AVIF")
-MOST_BYTES = 8 * _video.MOST_PIXELS  # of a file of images, which may be read whole
+MOST_BYTES = 8 * _video.MOST_PIXELS  # of a file of images, which is read whole
 BROKEN = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
 BROKEN += (RuntimeError, struct.error, Image.DecompressionBombError)  # what Pillow may raise
 
@@ -149,8 +149,9 @@ def _open(source, file) -> Image.Image:
         refuse(source, f"of {size} bytes", f"at most {MOST_BYTES} bytes, or a video")
     file.seek(0)
     Image.init()
-    try:
-        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    try:  # of bytes: of a file Pillow takes memory for as much as a PNG says that follows
+        content = io.BytesIO(file.read())
+        image = Image.open(content, formats=[name for name in FORMATS if name in Image.OPEN])
     except BROKEN as error:
         refuse(source, f"which does not decode ({error})", "an intact image")
     _check_size(source, image)

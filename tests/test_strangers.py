@@ -1,5 +1,6 @@
 """Files and names that a stranger made: refused by name, before they cost memory, time or more."""
 
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import av
 import matplotlib
 import mistune
 import nbformat
@@ -28,7 +30,7 @@ from torch import nn
 
 import stepkit as sk
 from stepkit import _video, panels, plots, report, settings, sources
-from stepkit.clips import read_frames
+from stepkit.clips import frame_count, read_frames
 from stepkit.data import annotations, epic, sample, something, ucf101
 from stepkit.data.folder import position
 from stepkit.data.sample import file_name
@@ -304,6 +306,35 @@ def test_an_image_beyond_any_camera_is_refused_by_its_header(tmp_path, name, dat
         with pytest.raises(ValueError, match=r"13000x13000|of no known size.*at most 67108864"):
             read_frames(source, [3] if last and source is data else [0])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100 * 1024
+
+
+def test_a_png_takes_no_memory_for_what_it_only_says_that_follows(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    data = (tmp_path / "1.png").read_bytes()
+    at = data.index(b"IDAT")
+    (tmp_path / "1.png").write_bytes(data[: at - 4] + b"\x7f\xff\xff\xff" + data[at:])
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):
+        read_frames(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_raw_stream_that_lost_a_part_is_refused():
+    """It tells neither times nor length: of 30 frames, 8 were missing in silence."""
+    with av.open(file := io.BytesIO(), "w", format="hevc") as container:
+        stream = container.add_stream("libx265", rate=25, options={"x265-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", 10
+        for t in range(30):
+            rgb = np.random.default_rng(t).integers(0, 255, (8, 8, 3), np.uint8)
+            rgb = np.ascontiguousarray(rgb.repeat(8, 0).repeat(8, 1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode())
+    data = file.getvalue()
+    assert frame_count(data) == 30
+    for at in (len(data) // 3, len(data) // 2):
+        with pytest.raises(ValueError, match="damaged or truncated"):
+            frame_count(data[:at] + data[at + len(data) // 8 :])
 
 
 def test_an_image_file_that_is_too_long_is_refused_unread(tmp_path):
