@@ -31,7 +31,7 @@ FORMATS = (
     "mov,mp3,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,png_pipe,rm,tiff_pipe,vc1,vvc,wav,wtv,"
     "yuv4mpegpipe"
 )
-OPENING = {"protocol_whitelist": "none"}
+OPENING = {"protocol_whitelist": "none", "max_pixels": str(MOST_PIXELS)}  # also while probing
 ITSELF = "an intact video itself, no playlist, script or text"
 # Without these, FFmpeg passes over what it could notice; a JPEG it would paint grey from there on.
 NOTICE = "crccheck+bitstream+buffer"
@@ -103,12 +103,14 @@ def _decoder(source, stream) -> CodecContext:
     codec = stream.codec_context
     if codec is None:
         refuse(source, "for which FFmpeg has no decoder", "another codec")
-    size = f"whose frames are {codec.width}x{codec.height}"
-    if codec.width * codec.height > MOST_PIXELS:
+    size = f"whose frames are {codec.width}x{codec.height}" if codec.width else "of no known size"
+    if not 0 < codec.width * codec.height <= MOST_PIXELS:  # 0: too large while probing
         refuse(source, size, f"at most {MOST_PIXELS} pixels a frame")
     if stream.metadata.get("alpha_mode") == "1" and codec.name in LIBVPX:
         codec = CodecContext.create(LIBVPX[codec.name], "r")
-    notice = NOTICE + "+explode" * (codec.name == "mjpeg")
+    # lost parts of a raw HEVC stream show in no other way: it has neither times nor a length
+    strict = codec.name == "mjpeg" or stream.container.format.name == "hevc"
+    notice = NOTICE + "+explode" * strict
     codec.options = {"max_pixels": str(MOST_PIXELS), "err_detect": notice}  # a stream may grow
     codec.flags |= Flags.copy_opaque
     codec.thread_type = "AUTO"

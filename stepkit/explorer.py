@@ -422,10 +422,11 @@ class Explorer(widgets.VBox):
     def _take(self) -> None:
         if self.upload.value:
             file = self.upload.value[0]
-            self.status.value = f"reading {html.escape(file['name'])} …"
-            self._queue.put(partial(self._read, file["name"], bytes(file["content"])))
+            name = panels.plain_name(file["name"])
+            self.status.value = f"reading {html.escape(name)} …"
+            self._queue.put(partial(self._read, name, file["content"]))
 
-    def _read(self, name: str, content: bytes) -> None:
+    def _read(self, name: str, content) -> None:
         like = next(iter(self._clips.values()))
         try:
             clip = panels.read_upload(name, content, like.shape[1], tuple(like.shape[2:]))

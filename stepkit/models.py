@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn import functional as F
@@ -30,7 +29,7 @@ from torchvision.models.video import (
 from torchvision.models.video import resnet as video_resnet
 
 from stepkit.adapt import Wrapped
-from stepkit.checks import one_of, require, warn
+from stepkit.checks import finite, one_of, require, warn
 from stepkit.memory import kept
 from stepkit.scores import PROBABILITY, Score
 
@@ -96,21 +95,41 @@ def load_model(
 
 _PRETRAINED = {"r2plus1d_18": R2Plus1D_18_Weights, "r50l": resnet.ResNet50_Weights}
 
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them; others need scales beside them
+
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Fill ``model`` from a ``.safetensors`` file that holds exactly its tensors."""
+    """Fill ``model`` from a ``.safetensors`` file that holds exactly its tensors.
+
+    Floating tensors may have 16, 32 or 64 bits, whatever the model's have. Nothing is loaded before
+    names and shapes are compared.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No such file; another format; other names, shapes or types; NaN or infinity.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights: got '{path}', expected a file that exists")
+    found, wanted = {}, model.state_dict()
     try:
-        found, wanted = load_file(path), model.state_dict()
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in names}
+            needed = {key: tuple(value.shape) for key, value in wanted.items()}
+            differ = sorted({key[:60] for key, _ in shapes.items() ^ needed.items()})
+            given = f"other tensors: {differ[:3]}"
+            require(not differ, f"weights {path}", given, "those of the model")
+            for key, value in wanted.items():
+                kind = file.get_slice(key).get_dtype()
+                fits = (kind in FLOATS) == value.is_floating_point()
+                tensor = file.get_tensor(key) if fits else value
+                fits = fits and (kind in FLOATS or tensor.dtype == value.dtype)
+                require(fits, f"weights {path}", f"{kind} as {key}", f"{value.dtype}")
+                found[key] = tensor.to(value.dtype)
+                require(finite(found[key]), f"weights {path}", f"NaN or inf in {key}", "numbers")
     except SafetensorError as error:
         raise ValueError(f"weights: got {path}, expected a .safetensors file ({error})") from None
-    differ = [
-        key
-        for key in sorted(wanted.keys() | found.keys())
-        if key not in found or key not in wanted or found[key].shape != wanted[key].shape
-    ]
-    require(not differ, f"weights {path}", f"other tensors: {differ[:3]}", "those of the model")
     model.load_state_dict(found)
     return model
 

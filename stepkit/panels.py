@@ -226,7 +226,7 @@ def link(name: str, data: bytes) -> str:
     return f'<a download="{name}" href="{href}" style="text-decoration:underline">{name}</a>'
 
 
-def read_upload(name: str, content: bytes, frames: int, size: tuple[int, int]) -> Tensor:
+def read_upload(name: str, content, frames: int, size: tuple[int, int]) -> Tensor:
     """Return an uploaded video as a clip (3, frames, H, W).
 
     Raises
@@ -237,15 +237,20 @@ def read_upload(name: str, content: bytes, frames: int, size: tuple[int, int]) -
     length = f"{len(content) / 2**20:.1f} MB"
     fits = 0 < len(content) <= MAX_BYTES
     checks.require(fits, name, length, f"a video of at most {MAX_BYTES >> 20} MB")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"upload{Path(name).suffix}")
-        path.write_bytes(content)
-        try:
-            count, side = guess_count(path), max(frame_size(path))
-            many = f"{count} frames"
-            checks.require(count > 1, name, many, "a video of two frames or more")
-            checks.require(count <= MAX_FRAMES, name, many, f"at most {MAX_FRAMES}; cut it first")
-            checks.require(side <= MAX_SIDE, name, f"{side} pixels wide or high", f"{MAX_SIDE}")
-            return read_clip(path, frames, size)
-        except ValueError as error:
-            raise ValueError(str(error).replace(f"'{path}'", repr(name))) from None
+    # Without a name FFmpeg goes by content alone.
+    source = io.BytesIO(content)
+    try:
+        count, side = guess_count(source), max(frame_size(source))
+        many = f"{count} frames"
+        checks.require(count > 1, name, many, "a video of two frames or more")
+        checks.require(count <= MAX_FRAMES, name, many, f"at most {MAX_FRAMES}; cut it first")
+        checks.require(side <= MAX_SIDE, name, f"{side} pixels wide or high", f"{MAX_SIDE}")
+        return read_clip(source, frames, size)
+    except ValueError as error:
+        raise ValueError(str(error).replace("a BytesIO", repr(name))) from None
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a file as it may be shown: no path, nothing invisible, not long."""
+    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in name)
+    return re.split(r"[/\\]", shown)[-1][:80] or "upload"

@@ -4,6 +4,7 @@ An executed notebook carries its own account (parameters, start, duration, failu
 that papermill writes, so the report is made of the files alone.
 """
 
+import html
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from stepkit import __version__
+from stepkit.checks import warn
 
 INERT = "application/vnd.jupyter.widget-view+json"
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
@@ -93,12 +95,12 @@ def claims_page(table) -> str:
     parts = [claims.page(), head, "\n".join(told)]
     for profile, rows in table.groupby("profile", sort=False):
         cells = rows[["dataset", "model"]].drop_duplicates().sort_values(["dataset", "model"])
-        names = [f"{d}<br>{m}" for d, m in cells.itertuples(index=False)]
+        names = [f"{plain(d)}<br>{plain(m)}" for d, m in cells.itertuples(index=False)]
         lines = [["claim", *names], ["---"] * (len(names) + 1)]
         for (claim, unit, ratio), of_claim in rows.groupby(["claim", "unit", "ratio"], sort=False):
             known = of_claim.set_index(["dataset", "model"])
             where = unit or (f"{ratio:.0%}" if ratio else "")
-            line = [f"{claim}, {where}" if where else claim]
+            line = [plain(f"{claim}, {where}" if where else claim)]
             for cell in cells.itertuples(index=False, name=None):
                 line.append(_claim(known.loc[cell]) if cell in known.index else "")
             lines.append(line)
@@ -107,11 +109,26 @@ def claims_page(table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def plain(text) -> str:
+    r"""Return text as Markdown that shows it as it is, in a cell of a table too.
+
+    Examples
+    --------
+    >>> print(plain("a_b | <i> $x$ *y*"))
+    a_b \| &lt;i&gt; \$x\$ \*y\*
+    """
+    text = "".join(
+        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(text)
+    )
+    text = re.sub(r"[\\`*$|\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+    return html.escape(text, quote=False)
+
+
 def _claim(row) -> str:
     marks = {"holds": "**holds**", "does not hold": "*does not hold*"}
-    against = f"<br>against {row['against']}" if row["against"] else ""
+    against = f"<br>against {plain(row['against'])}" if row["against"] else ""
     number = f"{row['mean']:.2g} [{row['low']:.2g}, {row['high']:.2g}]"
-    return f"{marks.get(row['verdict'], row['verdict'])}<br>{number}{against}"
+    return f"{marks.get(row['verdict'], plain(row['verdict']))}<br>{number}{against}"
 
 
 def store(executed: Path, notebook: Path, names: dict[Path, str]) -> None:
@@ -232,21 +249,26 @@ def _section(folder: Path, notebook: Path, exporter) -> dict:
     path = partial(executed) if partial(executed).exists() else executed
     if not path.exists():
         return section
-    book = nbformat.read(path, 4)
-    account = book.metadata.get("papermill", {})
-    body, _ = exporter.from_notebook_node(
-        book, resources={"metadata": {"path": str(notebook.parent)}}
-    )
-    return section | {
-        "title": _title(book) or notebook.stem,
-        "status": "done" if path == executed else "stopped",
-        "seconds": account.get("duration") or 0,
-        "started": datetime.fromisoformat(account["start_time"]).astimezone(),
-        "parameters": parameters(notebook) | account.get("parameters", {}),
-        "given": account.get("parameters", {}),
-        "file": path.relative_to(folder).as_posix(),
-        "body": body,
-    }
+    try:
+        book = nbformat.read(path, 4)
+        account = book.metadata.get("papermill", {})
+        body, _ = exporter.from_notebook_node(
+            book, resources={"metadata": {"path": str(notebook.parent)}}
+        )
+        return section | {
+            "title": _title(book) or notebook.stem,
+            "status": "done" if path == executed else "stopped",
+            "seconds": account.get("duration") or 0,
+            "started": datetime.fromisoformat(account["start_time"]).astimezone(),
+            "parameters": parameters(notebook) | account.get("parameters", {}),
+            "given": account.get("parameters", {}),
+            "file": path.relative_to(folder).as_posix(),
+            "body": body,
+        }
+    except Exception as error:  # half a file can raise nearly anything; the others are shown
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        warn(f"report: '{path}' is damaged ({told}) and left out; run it again")
+        return section | {"status": "damaged"}
 
 
 def _title(book) -> str:

@@ -4,14 +4,35 @@ import re
 
 import yaml
 
+from stepkit.checks import require
+
 # In this order: a quoted value whole, a bracket, the blanks before a key.
 _MARKS = re.compile(
     r"""(?<=[=\[{,:\s])(?:'(?:[^']|'')*'|"(?:\\.|[^"\\])*")|[\[{]|[]}]|\s+(?=\w+\s*=)"""
 )
 
 
+MOST_SIGNS, MOST_LEVELS = 100_000, 20  # of a text: a profile has 2,000 and 3
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values, with 1e-3 and None, which YAML 1.1 takes for words."""
+    """YAML of plain values, with 1e-3 and None, which YAML 1.1 takes for words.
+
+    Aliases, which unfold without end, and deep nesting are refused.
+    """
+
+    level = 0
+
+    def compose_node(self, parent, index):
+        found = self.peek_event()
+        deep = self.level == MOST_LEVELS
+        if deep or isinstance(found, yaml.AliasEvent):
+            told = f"more than {MOST_LEVELS} levels" if deep else "an alias"
+            raise yaml.MarkedYAMLError(problem=told, problem_mark=found.start_mark)
+        self.level += 1
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -22,9 +43,11 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), "N"
 
 def read_yaml(where: str, text: str):
     """Return what YAML of plain values says; a tag that would make an object is refused."""
+    require(len(text) <= MOST_SIGNS, where, f"{len(text)} characters", f"at most {MOST_SIGNS}")
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of the 32nd of a month
+    # beyond YAMLError: the 32nd of a month, and tags on values that do not fit them
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{where}: expected YAML of plain values ({told})") from None
 

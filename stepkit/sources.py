@@ -6,6 +6,7 @@ a binary file, or an array: `as_source` makes one of what a caller has.
 
 import io
 import re
+import struct
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -22,7 +23,11 @@ from stepkit._video import check_end, decode, name_of, open_video, opened, refus
 from stepkit.checks import require
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Pillow tells by content, not by name, and knows formats that start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "AVIF")
+MOST_BYTES = 8 * _video.MOST_PIXELS  # of a file of images, which is read whole
+BROKEN = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
+BROKEN += (RuntimeError, struct.error, Image.DecompressionBombError)  # what Pillow may raise
 
 
 def as_source(path):
@@ -127,14 +132,36 @@ def _is_picture(source) -> bool:
 def _picture(source):
     check_end(source)
     with opened(source) as file:
+        image = _open(source, file)
         try:
-            image = Image.open(file)
             count = image.n_frames
         except BROKEN as error:
             refuse(source, f"which does not decode ({error})", "an intact image")
         if count > _video.MOST_FRAMES:
             refuse(source, f"of {count} frames", f"at most {_video.MOST_FRAMES}")
         yield image
+
+
+def _open(source, file) -> Image.Image:
+    """Open an image whose header keeps the limits; nothing is decoded."""
+    size = file.seek(0, io.SEEK_END)
+    if size > MOST_BYTES:
+        refuse(source, f"of {size} bytes", f"at most {MOST_BYTES} bytes, or a video")
+    file.seek(0)
+    Image.init()
+    try:  # of bytes: of a file Pillow takes memory for as much as a PNG says that follows
+        content = io.BytesIO(file.read())
+        image = Image.open(content, formats=[name for name in FORMATS if name in Image.OPEN])
+    except BROKEN as error:
+        refuse(source, f"which does not decode ({error})", "an intact image")
+    _check_size(source, image)
+    return image
+
+
+def _check_size(source, image: Image.Image) -> None:
+    if image.width * image.height > _video.MOST_PIXELS:
+        size = f"of {image.width}x{image.height} pixels"
+        refuse(source, size, f"at most {_video.MOST_PIXELS} pixels a frame")
 
 
 def _turn(source, image: Image.Image, i: int) -> np.ndarray:
@@ -158,11 +185,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _image(file: Path, shape: tuple | None = None) -> np.ndarray:
-    try:
-        image = Image.open(file)
-    except BROKEN as error:
-        refuse(file, f"which does not decode ({error})", "an intact image")
-    with image:
+    with file.open("rb") as content, _open(file, content) as image:
         pixels = _rgb(file, image)
     if shape not in (None, pixels.shape):
         expected = "{}x{} (HxW), as the first frame of its folder".format(*shape[:2])
@@ -172,9 +195,7 @@ def _image(file: Path, shape: tuple | None = None) -> np.ndarray:
 
 def _rgb(source, image: Image.Image) -> np.ndarray:
     """Return RGB pixels, upright, what is transparent on black."""
-    if image.width * image.height > _video.MOST_PIXELS:
-        size = f"of {image.width}x{image.height} pixels"
-        refuse(source, size, f"at most {_video.MOST_PIXELS} pixels a frame")
+    _check_size(source, image)  # later frames may be larger
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # grey of 16 bits: Pillow would clip it at 255

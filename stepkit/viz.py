@@ -25,6 +25,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -51,7 +52,17 @@ def caption(name) -> str:
 
 
 class Picture(Figure):
-    """A Figure that Jupyter shows as a PNG also where pyplot was never imported."""
+    """A Figure that Jupyter shows as a PNG also where pyplot was never imported.
+
+    Names in it are drawn as they are written: no ``$`` begins a formula, none reaches TeX.
+    """
+
+    def draw(self, renderer) -> None:
+        """Draw with ``renderer``, as matplotlib does."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+            text.set_usetex(False)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         self.savefig(png := io.BytesIO(), format="png")

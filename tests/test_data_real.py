@@ -118,7 +118,7 @@ def test_annotations_saved_again_under_numpy_2(tmp_path, protocol):
     path = tmp_path / "pyannot.pkl"
     path.write_bytes(pickle.dumps({"A/v_A_g01_c01": entry}, protocol=protocol))
     if protocol == 2:  # stores bytes as text, through a codec that the published file does without
-        with pytest.raises(pickle.UnpicklingError, match=r"_codecs\.encode"):
+        with pytest.raises(ValueError, match=r"_codecs\.encode"):
             read_annotations(path)
     else:
         assert read_annotations(path)["A/v_A_g01_c01"]["annotations"][0]["boxes"].sum() == 4
@@ -159,7 +159,7 @@ def test_a_pickle_that_calls_is_refused(tmp_path, monkeypatch, function, argumen
     except TypeError:  # a module as argument: only the name of the function matters
         path.write_bytes(pickle.dumps(Call(function, "x"), protocol=protocol))
     monkeypatch.setattr(os, "system", called.append)
-    with pytest.raises(pickle.UnpicklingError, match=named) as error:
+    with pytest.raises(ValueError, match=named) as error:
         read_annotations(path)
     assert str(path) in str(error.value)
     assert not called
@@ -168,7 +168,7 @@ def test_a_pickle_that_calls_is_refused(tmp_path, monkeypatch, function, argumen
 def test_arrays_of_objects_are_refused(tmp_path):
     path = tmp_path / "pyannot.pkl"
     path.write_bytes(pickle.dumps({"A/v": np.array([None, {}], object)}, protocol=3))
-    with pytest.raises(pickle.UnpicklingError, match="'O8'"):
+    with pytest.raises(ValueError, match="'O8'"):
         read_annotations(path)
 
 
@@ -176,14 +176,14 @@ def test_arrays_of_objects_are_refused(tmp_path):
 def test_what_is_no_annotation_is_named(tmp_path, content):
     path = tmp_path / "pyannot.pkl"
     path.write_bytes(content)
-    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"annotations: .*pyannot\.pkl"):
+    with pytest.raises(ValueError, match=r"annotations: .*pyannot\.pkl"):
         read_annotations(path)
 
 
 def test_a_cut_annotation_is_named(ucf):
     path = ucf / "annotations/pyannot.pkl"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"annotations: .*pyannot\.pkl"):
+    with pytest.raises(ValueError, match=r"annotations: .*pyannot\.pkl"):
         read_annotations(path)
 
 

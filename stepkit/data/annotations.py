@@ -1,7 +1,9 @@
 """What annotated datasets share: finding their lists, ordering classes, boxes, missing videos."""
 
 import csv
+import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 from stepkit.checks import require
 
 _LISTS_IN = ("annotations", "splitfiles", "")  # under a root
+MOST_BYTES = 2**24  # of a list or an annotation: several times the largest of the three datasets
 
 
 def find_list(root: Path, patterns) -> Path:
@@ -38,28 +41,44 @@ def class_names(index: dict[str, int], path: Path) -> list[str]:
     return sorted(index, key=index.get)
 
 
-def csv_rows(path, argument: str, columns) -> list[tuple[str, dict[str, str]]]:
-    """Return each row of a CSV file, and in words where it is.
+def content(path, argument: str) -> bytes:
+    """Return the bytes of a list: of a file of at most 16 MiB, neither pipe nor device.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No such file; a larger one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{argument}: got '{path}', expected a file")
+    size = path.stat().st_size
+    require(size <= MOST_BYTES, argument, f"'{path}' of {size} bytes", f"at most {MOST_BYTES}")
+    return path.read_bytes()
+
+
+def csv_rows(path, argument: str, columns) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each row of a CSV file, and in words where it is.
 
     Raises
     ------
     ValueError
         No text, no rows, a column or a value of ``columns`` that is not there.
     """
+    row = None
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or ()
-            rows = [(f"in line {reader.line_num} of '{path}'", row) for row in reader]
+        reader = csv.DictReader(io.StringIO(content(path, argument).decode(), newline=""))
+        names = reader.fieldnames or ()
+        lacking = ", ".join(column for column in columns if column not in names)
+        require(not lacking, argument, f"'{path}' without column {lacking}", ", ".join(columns))
+        for row in reader:
+            at = f"in line {reader.line_num} of '{path}'"
+            lacking = ", ".join(column for column in columns if row[column] is None)
+            require(not lacking, argument, f"a row without {lacking} {at}", ", ".join(columns))
+            yield at, row
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{argument}: got '{path}' ({error}), expected a CSV file") from error
-    lacking = ", ".join(column for column in columns if column not in names)
-    require(not lacking, argument, f"'{path}' without column {lacking}", ", ".join(columns))
-    require(bool(rows), argument, f"'{path}' without rows", "at least one")
-    for at, row in rows:
-        lacking = ", ".join(column for column in columns if row[column] is None)
-        require(not lacking, argument, f"a row without {lacking} {at}", ", ".join(columns))
-    return rows
+    require(row is not None, argument, f"'{path}' without rows", "at least one")
 
 
 def in_share(clips: list, share: tuple[float, float], position) -> list:

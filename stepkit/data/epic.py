@@ -44,6 +44,7 @@ from stepkit.sources import _image as read_image
 ANNOTATED_AT = (1080, 1920)  # H, W of every box in the lists
 EVERY = 30  # frames from one annotated frame to the next
 FRAME = "frame_{:010d}.jpg"  # of a recording, as EPIC-Kitchens names it
+LONGEST = 30 * 60 * 60  # half an hour: each of its frames is looked for on disk
 CLEAN_TEST = 0.15  # share of the recordings that the clean split tests on
 
 _CLIPS_IN = ("videos", "", "frames")
@@ -186,7 +187,7 @@ class EpicObject(ClipFiles):
             return super().read(i, indices)
         numbers, (height, width) = self.numbers(i), height_width(self.size)
         files = [self.paths[i] / FRAME.format(numbers[index]) for index in indices]
-        images = [Image.fromarray(read_image(file)) for file in files]
+        images = (Image.fromarray(read_image(file)) for file in files)
         resized = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
         return torch.from_numpy(np.stack(resized))
 
@@ -278,12 +279,18 @@ def read_list(path, classes: list[str]) -> list[Segment]:
         require(label == target, "split_list", f"noun_label {label} of {noun!r} {at}", expected)
         # they become parts of paths
         given = f"video_id {recording!r} {at}"
-        require(bool(re.fullmatch("P[0-9]+_[0-9]+", recording)), "split_list", given, "P01_01, …")
+        require(
+            bool(re.fullmatch("P[0-9]{1,9}_[0-9]{1,9}", recording)),
+            "split_list",
+            given,
+            "P01_01, …",
+        )
         given = f"seg_id {seg_id!r} {at}"
-        require(bool(re.fullmatch("[0-9]+", seg_id)), "split_list", given, "a number")
+        require(bool(re.fullmatch("[0-9]{1,9}", seg_id)), "split_list", given, "a number")
         start, stop = (_whole(row, key, "split_list", at) for key in _COLUMNS[-2:])
         given = f"start_frame {start}, stop_frame {stop} {at}"
         require(1 <= start <= stop, "split_list", given, "1 <= start_frame <= stop_frame")
+        require(stop - start < LONGEST, "split_list", given, f"at most {LONGEST} frames")
         boxes = _boxes(row["bounding_boxes"], at)
         found.append(Segment(f"{recording}_{seg_id}", recording, target, start, stop, boxes))
     return found
@@ -298,7 +305,10 @@ def _whole(row: dict, column: str, argument: str, at: str) -> int:
 def _boxes(text: str, at: str) -> dict[int, list]:
     """Return {frame: [(x, y, width, height), …]} of either form."""
     try:
-        found = ast.literal_eval(text)  # values only, nothing is run
+        # Values only, nothing is run. No operators, which can be nested until a parser breaks.
+        found = (
+            None if re.search(r"[^-0-9eE\s.,:'(){}\[\]]|-\s*-", text) else ast.literal_eval(text)
+        )
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         found = None
     expected = "{frame: (top, left, height, width)}, or a list of these per frame"

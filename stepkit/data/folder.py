@@ -270,4 +270,5 @@ def _splits(names: list[str]) -> dict[str, str]:
 
 def _hash(text: str) -> int:
     """Return 63 bits that are the same in every process, which ``hash`` does not promise."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    data = text.encode("utf-8", "surrogatepass")  # a file may be called anything
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1

@@ -2,16 +2,24 @@
 
 A dataset is a map-style ``torch.utils.data.Dataset`` with the attributes ``name`` (an id of the
 paper's tables or of a stand-in), ``split``, ``classes`` (names, in order of their index), ``ids``
-(one string per sample, usable as a file name), ``targets`` (one class index per sample),
-``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples.
+(one string per sample, of which `file_name` makes the name of a file), ``targets`` (one class index
+per sample), ``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples.
 """
 
+import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+# What leads elsewhere, hides a file, or is reserved by some file system; the form of our own names.
+_UNSAFE = re.compile(
+    r'[/\\<>:"|?*]|^[.\s]|^$|~[0-9a-f]{16}$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE
+)
+LONGEST = 195  # bytes: file systems take 255, a suffix and a temporary name need 60
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Sample:
     target : int
         Class index.
     id : str
-        Unique within the dataset, usable as a file name.
+        Unique within the dataset; `file_name` makes it a file's name.
     boxes : list of Tensor
         One float32 (n, 4) tensor per frame, ``x0, y0, x1, y1`` in pixels of the clip; n = 0 where
         the frame has no box. Empty list: this dataset has no boxes.
@@ -66,6 +74,24 @@ class Batch:
                 for x0, y0, x1, y1 in boxes.tolist():
                     frame |= (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
         return filled
+
+
+def file_name(id_: str) -> str:
+    """Return a name for files about clip ``id_``, to which up to 60 bytes may be added.
+
+    A harmless id is its own name. Of others (too long, slashes, a leading dot, invisible or
+    reserved characters) the readable part stays, and a hash tells them apart.
+
+    Examples
+    --------
+    >>> file_name("v_Diving_g01_c01"), file_name("../a b")
+    ('v_Diving_g01_c01', '_a_b~438881e520593c8a')
+    """
+    data = id_.encode("utf-8", "surrogatepass")
+    if id_.isprintable() and len(data) <= LONGEST and not _UNSAFE.search(id_):
+        return id_
+    readable = re.sub(r"[^\w@+=-]+", "_", id_, flags=re.ASCII)[:80]
+    return f"{readable}~{hashlib.blake2b(data, digest_size=8).hexdigest()}"
 
 
 def balanced(dataset, n: int, seed: int = 0) -> list[int]:

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from stepkit.checks import one_of, require
-from stepkit.data.annotations import class_names, find_list, in_share, report_missing
+from stepkit.data.annotations import class_names, content, find_list, in_share, report_missing
 from stepkit.data.folder import ClipFiles, find_clip, position
 
 _CLIPS_IN = ("videos", "20bn-something-something-v2", "frames", "")
@@ -138,7 +138,7 @@ def read_list(path, classes: list[str]) -> dict[str, int]:
             require(found, "split_list", f"no text as {key} in entry {at} of '{path}'", expected)
         id_, template = entry["id"], re.sub(r"[\[\]]", "", entry["template"])
         given = f"id {id_!r} in entry {at} of '{path}'"  # it becomes part of a path
-        require(bool(re.fullmatch("[0-9]+", id_)), "split_list", given, "a number, as text")
+        require(bool(re.fullmatch("[0-9]{1,20}", id_)), "split_list", given, "a number, as text")
         require(id_ not in targets, "split_list", f"{given}, again", "each id once")
         given = f"template {entry['template']!r} in entry {at} of '{path}'"
         require(template in numbers, "split_list", given, "one of " + ", ".join(classes))
@@ -148,6 +148,6 @@ def read_list(path, classes: list[str]) -> dict[str, int]:
 
 def _json(path, argument: str):
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return json.loads(content(path, argument).decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{argument}: got '{path}' ({error}), expected a JSON file") from error

@@ -1,6 +1,5 @@
 """UCF101-24: videos of 24 actions, with a box around every actor in every frame of the action."""
 
-import pickle
 import re
 from pathlib import Path
 
@@ -8,10 +7,12 @@ import numpy as np
 from torch import Tensor
 
 from stepkit.checks import one_of, require
-from stepkit.data.annotations import boxes_in_clip, find_list, report_missing
+from stepkit.data.annotations import boxes_in_clip, content, find_list, report_missing
 from stepkit.data.folder import ClipFiles, find_clips, subfolders
-from stepkit.sources import IMAGES
+from stepkit.data.unpickle import unpickle
+from stepkit.sources import _images as list_images
 
+MOST_BOXES = 2**22  # of a file: several times pyannot.pkl
 ANNOTATED_AT = (240, 320)  # H, W of every box in the annotation, whatever size a video file has
 
 # Where the videos are under a root, and what the lists are called: the layout of this project's
@@ -63,9 +64,7 @@ class UCF101(ClipFiles):
     FileNotFoundError
         No such folder, annotation or list; videos are missing and ``missing="error"``.
     ValueError
-        A list entry that is no UCF101-24 video, or as `ClipFiles`.
-    pickle.UnpicklingError
-        An annotation file that asks for more than numpy arrays.
+        A list entry that is no UCF101-24 video, or as `read_annotations` and `ClipFiles`.
 
     Examples
     --------
@@ -99,7 +98,8 @@ class UCF101(ClipFiles):
         else:
             names = read_split(split_list or find_list(root, _LISTS[split]))
         if groups is not None:
-            names = [name for name in names if int(name.split("_g")[-1][:2]) in set(groups)]
+            wanted = {f"_g{group:02d}_" for group in groups}
+            names = [name for name in names if any(group in name for group in wanted)]
         unknown = [name for name in names if name.split("/")[0] not in classes]
         require(not unknown, "split_list", unknown[:3], "videos of " + ", ".join(classes))
         self.missing = [name for name in names if name not in paths]
@@ -136,30 +136,42 @@ def read_annotations(path) -> dict:
 
     Raises
     ------
-    pickle.UnpicklingError
-        The file asks for anything but plain numpy arrays and numbers; the message names it.
     ValueError
-        Not an annotation of this structure.
+        Not an annotation of this structure; the file asks for anything but plain values and numpy
+        arrays; boxes that are not finite.
 
     Examples
     --------
     >>> len(read_annotations("annotations/pyannot.pkl"))  # doctest: +SKIP
     3194
     """
-    path = Path(path)
     try:
-        with path.open("rb") as file:
-            found = _ArraysOnly(file, encoding="latin1").load()
-        # the file stores lengths and boxes as uint8 and uint16, in which x + width wraps around
-        return {str(name): _video(entry) for name, entry in found.items()}
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError(f"annotations: '{path}': {error}") from error
-    except Exception as error:  # a damaged pickle can raise nearly anything
+        found, boxes = unpickle(content(path, "annotations")), 0
+        for entry in found.values():  # a small file can name one list a million times
+            for actor in entry["annotations"]:
+                boxes += 1 + len(actor["boxes"])
+                require(boxes <= MOST_BOXES, "boxes", "more", f"at most {MOST_BOXES}")
+        return {name: _video(entry) for name, entry in found.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"annotations: got '{path}' ({type(error).__name__}: {error}), expected pyannot.pkl"
         ) from error
+
+
+def _video(entry: dict) -> dict:
+    actors = []
+    for actor in entry["annotations"]:
+        sf, boxes = int(actor["sf"]), actor["boxes"]
+        given = f"{getattr(boxes, 'dtype', type(boxes))} {getattr(boxes, 'shape', '')}"
+        fits = isinstance(boxes, np.ndarray) and boxes.dtype.kind in "uif" and boxes.ndim == 2
+        require(fits and boxes.shape[1] == 4, "boxes", given, "an array of numbers (n, 4)")
+        fits = bool((np.abs(boxes.astype(np.float64)) <= 1e5).all())  # not if NaN
+        require(fits, "boxes", "NaN or more than 100,000", "pixels")
+        # the file stores lengths and boxes as uint8 and uint16, in which x + width wraps around
+        boxes = boxes.astype(np.float32)
+        # no more frames than boxes, whatever ef says
+        actors.append({"sf": sf, "ef": min(int(actor["ef"]), sf + len(boxes)), "boxes": boxes})
+    return {"label": int(entry["label"]), "numf": int(entry["numf"]), "annotations": actors}
 
 
 def read_split(path) -> list[str]:
@@ -180,8 +192,9 @@ def read_split(path) -> list[str]:
     >>> read_split("annotations/testlist01.txt")[0]  # doctest: +SKIP
     'Basketball/v_Basketball_g01_c01'
     """
+    text = content(path, "split_list").decode(errors="replace")
     names = {}  # a dict keeps the order
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             entry = _ENTRY.fullmatch(line.strip())
             given = f"{line.strip()!r} in line {number} of '{path}'"
@@ -234,51 +247,13 @@ def frame_numbers(folder: Path) -> list[int]:
         Names that do not end in a number of at least 1, or that differ in anything else: their
         order would say nothing about the video.
     """
-    stems = [f.stem for f in folder.iterdir() if f.suffix.lower() in IMAGES and f.name[0] != "."]
+    stems = [file.stem for file in list_images(folder)]
     found = [_FRAME.fullmatch(stem) for stem in stems]
     numbered = all(found) and len({match[1] for match in found}) == 1
     numbers = sorted(int(match[2]) - 1 for match in found) if numbered else [-1]
     expected = "images named alike and numbered from 1, as v_Diving_g01_c01.0001.jpg"
     require(numbers[0] >= 0, "root", f"'{folder}' with {min(stems)!r}", expected)
     return numbers
-
-
-# --- reading a pickle ----------------------------------------------------------------------------
-
-
-def _plain_dtype(code, *flags) -> np.dtype:
-    # arrays of Python objects would hand control of memory to whoever wrote the file
-    if not re.fullmatch(r"[<>|]?([uif][1248]|U\d{1,4})", code):
-        raise pickle.UnpicklingError(f"refused dtype {code!r}: numbers and text are expected")
-    return np.dtype(code, *flags)
-
-
-# the four numpy names that the published file uses
-_ADMITTED = {
-    "numpy.dtype": _plain_dtype,
-    "numpy.ndarray": np.ndarray,
-    "numpy.core.multiarray._reconstruct": np.ndarray(0).__reduce__()[0],
-    "numpy.core.multiarray.scalar": np.float64(0).__reduce__()[0],
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module, name):
-        wanted = f"{module.replace('numpy._core', 'numpy.core')}.{name}"  # of numpy 2: of numpy 1
-        if wanted not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"refused {module}.{name}: only numpy arrays and numbers are expected there"
-            )
-        return _ADMITTED[wanted]
-
-
-def _video(entry: dict) -> dict:
-    actors = []
-    for actor in entry["annotations"]:
-        sf, boxes = int(actor["sf"]), np.asarray(actor["boxes"], np.float32).reshape(-1, 4)
-        # no more frames than boxes, whatever ef says
-        actors.append({"sf": sf, "ef": min(int(actor["ef"]), sf + len(boxes)), "boxes": boxes})
-    return {"label": int(entry["label"]), "numf": int(entry["numf"]), "annotations": actors}
 
 
 # --- finding files -------------------------------------------------------------------------------
