@@ -30,6 +30,7 @@ from torchvision.models.video import resnet as video_resnet
 
 from stepkit.adapt import Wrapped
 from stepkit.checks import one_of, require, warn
+from stepkit.files import is_altered
 from stepkit.memory import kept
 from stepkit.scores import PROBABILITY, Score
 
@@ -102,8 +103,10 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         raise FileNotFoundError(f"weights: got '{path}', expected a file that exists")
     try:
         found, wanted = load_file(path), model.state_dict()
+        damaged = is_altered(Path(path))
     except SafetensorError as error:
         raise ValueError(f"weights: got {path}, expected a .safetensors file ({error})") from None
+    require(not damaged, "weights", f"{path}, damaged", "the file as it was written, by its hash")
     differ = [
         key
         for key in sorted(wanted.keys() | found.keys())

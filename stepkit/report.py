@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from stepkit import __version__
+from stepkit.files import read_table, write_whole
 
 INERT = "application/vnd.jupyter.widget-view+json"
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
@@ -61,19 +62,17 @@ def keep_claims(folder: Path, profile: str, path: Path) -> int:
     import pandas as pd
 
     from stepkit.experiment import Experiment
-    from stepkit.files import write_whole
 
     claims = Experiment(str(folder)).claims()
     claims.insert(0, "profile", profile)
     tables = [claims]
-    if path.is_file():
-        known = pd.read_csv(path, dtype={"notebook": str})
+    known = read_table(path, notebook=str)
+    if known is not None:
         tables.insert(0, known[known["profile"] != profile])
     table = pd.concat(tables).sort_values("profile", ascending=False, kind="stable")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda partial: table.to_csv(partial, index=False))
-    page = claims_page(table)
-    write_whole(path.with_suffix(".md"), lambda partial: Path(partial).write_text(page, "utf-8"))
+    _write(path, table.to_csv(index=False, lineterminator="\n"))  # git keeps it: no hash beside it
+    _write(path.with_suffix(".md"), claims_page(table))
     return len(claims)
 
 
@@ -184,10 +183,7 @@ def _write_notebook(book, path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that nobody ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write(folder: Path, notebooks, profile) -> Path:

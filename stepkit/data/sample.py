@@ -3,7 +3,9 @@
 A dataset is a map-style ``torch.utils.data.Dataset`` with the attributes ``name`` (an id of the
 paper's tables or of a stand-in), ``split``, ``classes`` (names, in order of their index), ``ids``
 (one string per sample, usable as a file name), ``targets`` (one class index per sample),
-``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples.
+``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples. With ``facts()`` it may tell
+what its samples depend on, for the key of a training (`stepkit.keys.data`), which otherwise hashes
+them all.
 """
 
 from dataclasses import dataclass
