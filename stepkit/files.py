@@ -135,7 +135,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a text, whole, and beside it, in ``.<name>.sha256``, a hash that tells if it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, known = _beside(path), _sums(path)[:1]
-    sums = [hashlib.sha256(text.encode()).hexdigest(), *known]  # the old one, until it is renamed
+    # the old one as well, which is right until the new text is there
+    sums = dict.fromkeys([hashlib.sha256(text.encode()).hexdigest(), *known])
     write_whole(beside, lambda partial: partial.write_text("\n".join(sums), "utf-8"))
     write_whole(path, lambda partial: partial.write_bytes(text.encode()))
 

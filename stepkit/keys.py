@@ -6,6 +6,7 @@ and hooks. Two facts of one name give the same answers; what cannot be named is 
 change unseen. docs/scale.md says what enters where.
 """
 
+import copyreg
 import dis
 import functools
 import hashlib
@@ -77,11 +78,12 @@ def model(network: nn.Module, tag: str = "") -> str:
 def library(*parts: str) -> str:
     """Return versions, and a hash of the code in files of stepkit whose names begin with ``parts``.
 
-    Comments, docstrings and line numbers do not count.
+    What comments and docstrings say does not count, nor do line numbers.
     """
     digest = hashlib.sha256()
     for name, source in _SOURCES.items():
         if name.startswith(parts):
+            # compiled as with -OO; a hash of the syntax tree would take ten times as long
             code = _code(compile(source, name, "exec", dont_inherit=True, optimize=2), name, {})
             digest.update(json.dumps([name, code]).encode())
     versions = f"stepkit {__version__}, {_package('torch')}, {_package('torchvision')}"
@@ -162,7 +164,8 @@ def _tensors(tensors: dict, argument: str) -> str:
 def _pickled(value, argument: str, seen: dict):
     """Name an object by what pickle would keep of it: its class and its state."""
     try:
-        parts = value.__reduce_ex__(4)
+        known = copyreg.dispatch_table.get(type(value))
+        parts = known(value) if known else value.__reduce_ex__(4)
     except Exception as error:  # an object is free to refuse as it likes
         _refuse(value, argument, error)
     if isinstance(parts, str):  # pickle would look it up under its name
@@ -215,6 +218,8 @@ def _package(module: str | None) -> str:
     top = (module or "builtins").partition(".")[0]
     if top == "stepkit":
         return top  # `library` has its code
+    if top in ("__main__", "__mp_main__"):  # whoever's file it was started from
+        return ""
     return "python" if top in sys.stdlib_module_names else _installed(top)
 
 
@@ -277,8 +282,9 @@ def _code(code: types.CodeType, argument: str, seen: dict):
         _code(c, argument, seen) if isinstance(c, types.CodeType) else name_of(c, argument, seen)
         for c in code.co_consts
     ]
-    bytecode = hashlib.sha256(code.co_code).hexdigest()
-    return [code.co_name, bytecode, constants, code.co_names, code.co_varnames]
+    steps = hashlib.sha256(code.co_code + code.co_exceptiontable).hexdigest()
+    takes = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    return [code.co_name, steps, takes, constants, code.co_names, code.co_varnames]
 
 
 def _all(code: types.CodeType) -> Iterator[types.CodeType]:
