@@ -4,6 +4,7 @@ An executed notebook carries its own account (parameters, start, duration, failu
 that papermill writes, so the report is made of the files alone.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -16,8 +17,10 @@ from importlib import metadata
 from pathlib import Path
 
 from stepkit import __version__
+from stepkit.checks import warn
 from stepkit.files import read_table, write_whole
 
+HASH = "stepkit_sha256"  # in the metadata of executed notebooks
 INERT = "application/vnd.jupyter.widget-view+json"
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
 
@@ -31,7 +34,7 @@ def tidy(path: Path) -> None:
     """Take out of an executed notebook what has no meaning without its kernel.
 
     Widget views (their static twins stay), the widget state that papermill adds, and all but the
-    last state of each progress bar.
+    last state of each progress bar. It then carries a hash, by which `write` tells if it is whole.
     """
     import nbformat
 
@@ -43,7 +46,27 @@ def tidy(path: Path) -> None:
             for out in cell.outputs:
                 if out.output_type == "stream":
                     out.text = re.sub(r"[^\n]*\r(?!\n)", "", out.text)
+    book.metadata[HASH] = _content(book)
     _write_notebook(book, path)
+
+
+def _content(book) -> str:
+    metadata = {name: value for name, value in book.metadata.items() if name != HASH}
+    return hashlib.sha256(json.dumps([book.cells, metadata], sort_keys=True).encode()).hexdigest()
+
+
+def _read_whole(path: Path):
+    """Return an executed notebook; None, with a warning, for a damaged one."""
+    import nbformat
+
+    try:
+        book = nbformat.read(path, 4)
+        if book.metadata.get(HASH) in (None, _content(book)):
+            return book
+    except Exception:  # not text, not JSON, no notebook
+        pass
+    warn(f"{path}: damaged, left out of the report; run its notebook again")
+    return None
 
 
 def keep(folder: Path, pattern: str, place: Path) -> int:
@@ -219,8 +242,6 @@ def write(folder: Path, notebooks, profile) -> Path:
 
 def _section(folder: Path, notebook: Path, exporter) -> dict:
     """Return what the page says of one notebook; a run that stopped half-way counts as the last."""
-    import nbformat
-
     from stepkit.reproduce import parameters
 
     section = {"id": notebook.stem, "title": notebook.stem, "status": "not run", "seconds": 0}
@@ -228,7 +249,9 @@ def _section(folder: Path, notebook: Path, exporter) -> dict:
     path = partial(executed) if partial(executed).exists() else executed
     if not path.exists():
         return section
-    book = nbformat.read(path, 4)
+    book = _read_whole(path)
+    if book is None:
+        return section | {"status": "damaged"}
     account = book.metadata.get("papermill", {})
     body, _ = exporter.from_notebook_node(
         book, resources={"metadata": {"path": str(notebook.parent)}}

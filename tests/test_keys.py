@@ -193,6 +193,16 @@ def test_other_data_and_options_are_made_anew(made, change):
     assert made(**before) == 0
 
 
+def test_all_methods_have_a_key():
+    sample, found = Data()[0], {}
+    for name in sk.methods().index:
+        found[name] = sweep._key(sample, sweep._named(Net()), name, {}, 0)
+    assert len(set(found.values())) == len(found) >= 25
+    assert sweep._key(sample, sweep._named(Net()), "step", {}, 0) == found["step"]
+    with pytest.raises(ValueError, match="method: got 'magic'"):
+        sweep._key(sample, sweep._named(Net()), "magic", {}, 0)
+
+
 def test_a_change_of_the_library_is_made_anew(made, monkeypatch):
     short = {"method": "smoothgrad", "samples": 1}
     given = [{}, short, STEP]
@@ -202,10 +212,7 @@ def test_a_change_of_the_library_is_made_anew(made, monkeypatch):
     monkeypatch.setitem(attribution.PRESETS, "default", preset)
     assert [made(**g) for g in given] == [0, 0, 1]
     # the default of an option
-    run = attribution.smoothgrad
-    monkeypatch.setitem(run.__kwdefaults__, "sigma", 0.3) if "sigma" in (
-        run.__kwdefaults__ or {}
-    ) else monkeypatch.setitem(run.__kwdefaults__, next(iter(run.__kwdefaults__)), 0.3)
+    monkeypatch.setitem(attribution.smoothgrad.__kwdefaults__, "noise", 0.3)
     assert [made(**g) for g in given] == [0, 1, 0]
     # a method's code
     of_mine = replace(attribution._METHODS["gradient"], run=attribution.gradients.gradient_x_input)
