@@ -65,13 +65,10 @@ def model(network: nn.Module, tag: str = "") -> str:
     the code of classes that no installed package brings, as far as ``forward`` reaches. With
     ``tag``, tensors, the classes' names and the tag alone: its giver answers for the rest.
     """
-    parts = dict(network.named_modules(remove_duplicate=False))
-    tensors = dict(network.named_parameters(remove_duplicate=False))
-    tensors |= dict(network.named_buffers(remove_duplicate=False))
-    if tag:
-        layers = {name: type(part).__qualname__ for name, part in parts.items()}
-        return key(tag=tag, layers=layers, tensors=fingerprint(tensors))
-    return key(model=network)
+    if not tag:
+        return key(model=network)
+    layers = {name: type(part).__qualname__ for name, part in network.named_modules()}
+    return key(tag=tag, layers=layers, tensors=_tensors(_inside(network), "model"))
 
 
 @functools.lru_cache
@@ -94,17 +91,23 @@ def data(dataset) -> dict:
     """Return what a dataset is, as facts for a key.
 
     What its method ``facts`` says, if it has one and is of no class derived from that method's; or
-    else a hash of all samples: clip content, labels and ids.
+    else a hash of all samples as they are in the first epoch: clip content, labels and ids.
     """
     kinds = type(dataset).__mro__
     owner = next((kind for kind in kinds if "facts" in vars(kind)), None)
     if owner and all(_package(k.__module__) == "stepkit" for k in kinds[: kinds.index(owner)]):
         return dataset.facts()
-    digest = hashlib.sha256()
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        facts = [sample.id, int(sample.target), fingerprint({"clip": sample.clip})]
-        digest.update(json.dumps(facts).encode())
+    digest, epoch = hashlib.sha256(), getattr(dataset, "epoch", None)
+    try:
+        if epoch:
+            dataset.epoch = 0
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            facts = [sample.id, int(sample.target), fingerprint({"clip": sample.clip})]
+            digest.update(json.dumps(facts).encode())
+    finally:
+        if epoch:
+            dataset.epoch = epoch
     return {"samples": digest.hexdigest()}
 
 
@@ -183,10 +186,14 @@ def _model(network: nn.Module, argument: str, seen: dict):
     parts = dict(network.named_modules(remove_duplicate=False))
     for part in parts.values():
         seen.setdefault(id(part), (len(seen), part))
-    tensors = dict(network.named_parameters(remove_duplicate=False))
-    tensors |= dict(network.named_buffers(remove_duplicate=False))
     layers = {n: _layer(part, f"{argument}.{n}".strip("."), seen) for n, part in parts.items()}
-    return [layers, _tensors(tensors, argument)]
+    return [layers, _tensors(_inside(network), argument)]
+
+
+def _inside(network: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers, under each of their names."""
+    found = dict(network.named_parameters(remove_duplicate=False))
+    return found | dict(network.named_buffers(remove_duplicate=False))
 
 
 def _layer(part: nn.Module, argument: str, seen: dict):

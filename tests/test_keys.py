@@ -489,11 +489,13 @@ def test_another_training_has_another_key(change):
     assert described(**TRAININGS[change]) != described()
 
 
-def test_a_training_that_is_under_way_keeps_its_key(tmp_path):
-    dataset = parts()[0]
+@pytest.mark.parametrize("kind", [Synthetic, Inverted])
+def test_a_training_that_is_under_way_keeps_its_key(kind):
+    dataset = kind("object", "train", **SYNTHETIC)
     before = described(dataset=dataset)
     dataset.epoch = 7  # as training counts it up
     assert described(dataset=dataset) == before
+    assert dataset.epoch == 7
 
 
 def clip_files(root, shade=0, names=("one", "two")):
