@@ -1,7 +1,6 @@
 """What the notebooks share: data, models, maps and scores of one run, made once, found again."""
 
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -17,13 +16,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import __version__, metrics, removal, sweep
+from stepkit import __version__, keys, metrics, removal, sweep
 from stepkit.attribution import methods as methods_table
 from stepkit.checks import one_of, require
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.data.sample import balanced
-from stepkit.files import fingerprint, read_tensors, write_tensors, write_whole
-from stepkit.models import device_of, load_model
+from stepkit.files import read_table, read_tensors, write_table, write_tensors, write_whole
+from stepkit.metrics.curves import filled
+from stepkit.models import device_of, load_model, precision_of
 from stepkit.preparation import prepare
 from stepkit.scores import probability
 from stepkit.training import PAPER, Recipe, evaluate, fit, quick
@@ -317,30 +317,26 @@ class Experiment:
         """
         maps = {m: self.explain(m, model, dataset, **kw)["maps"] for m, kw in methods.items()}
         shown, network = self.batch(dataset), self.fit(model, dataset)[0]
-        options = {"unit": "patch"} | options
-        given = options.pop("baseline", None)
-        baseline = removal.named(given or self.mean_colour(dataset))
-        made_of = fingerprint(shown.clips, shown.targets, *network.state_dict().values())
-        facts = f"{sorted(options.items())} {baseline.name} {made_of}"
-        named = options | ({"baseline": baseline.name} if given else {})
-        named = [f"{k}={v}" for k, v in sorted(named.items()) if k not in ("unit", "steps")]
-        place = self.folder / "curves" / dataset / model
-        place /= "_".join([options["unit"], *named])
-        found, keys, todo = {}, {}, {}
+        options |= {"baseline": options.get("baseline") or self.mean_colour(dataset)}
+        made_of = {"clips": shown.clips, "targets": shown.targets, "options": filled(options)}
+        made_of |= {"model": keys.model(network), "precision": precision_of(network)}
+        made_of = keys.key(**made_of, library=keys.library(*keys.CURVES))
+        place = self.folder / "curves" / dataset / model / filled(options)["unit"]
+        found, places, todo = {}, {}, {}
         for method, of_method in maps.items():
-            key = hashlib.sha256(f"{facts} {fingerprint(of_method)}".encode()).hexdigest()
-            keys[method] = place / f"{method}.safetensors", key
-            found[method] = read_tensors(*keys[method])
+            key = keys.key(maps=of_method, made_of=made_of)
+            places[method] = place / f"{method}.{key[:8]}.safetensors", key
+            found[method] = read_tensors(*places[method])
             if found[method] is None:
                 todo[method] = of_method
         if todo:
             where = network, shown.clips, todo, shown.targets
-            options |= {"baseline": baseline, "progress": self.progress}
+            options |= {"progress": self.progress}
             curves = metrics.auc_metrics(*where, ("cm_insertion", "cm_deletion"), **options)
             for method in todo:
                 kinds = {"insertion": "cm_insertion", "deletion": "cm_deletion"}
                 found[method] = {kind: curves[name][method].curve for kind, name in kinds.items()}
-                write_tensors(*keys[method], found[method])
+                write_tensors(*places[method], found[method])
         return found
 
     def mean_colour(self, dataset: str) -> removal.Removal:
@@ -436,16 +432,20 @@ class Experiment:
     def table(self, name: str) -> pd.DataFrame:
         """Read ``scores/<name>.csv``, which an earlier notebook of the run wrote."""
         path = self.folder / "scores" / f"{name}.csv"
-        require(path.is_file(), "table", f"no {path}", "the notebook that makes it to have run")
-        return pd.read_csv(path)
+        table = read_table(path)
+        given = f"{'a damaged' if path.is_file() else 'no'} {path}"
+        require(table is not None, "table", given, "the notebook that makes it to have run")
+        return table
 
     def claims(self) -> pd.DataFrame:
         """Gather the notebooks' ``scores/claims_*.csv`` into ``scores/claims.csv``."""
-        parts = {path.stem[7:]: path for path in sorted(self.folder.glob("scores/claims_*.csv"))}
+        paths = sorted(self.folder.glob("scores/claims_*.csv"))
+        parts = {path.stem[7:]: read_table(path) for path in paths}
+        parts = {number: table for number, table in parts.items() if table is not None}
         require(
             len(parts) > 0, "claims", f"none in {self.folder}", "notebooks 03 to 06 to have run"
         )
-        table = pd.concat({number: pd.read_csv(path) for number, path in parts.items()})
+        table = pd.concat(parts)
         first = ["notebook", "claim", "dataset", "model", "unit", "ratio", "against"]
         last = ["mean", "low", "high", "verdict"]
         table = table.rename_axis(["notebook", None]).reset_index("notebook")
@@ -515,7 +515,5 @@ class Experiment:
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table to ``scores/<name>.csv`` of the run, and return it."""
-        (self.folder / "scores").mkdir(parents=True, exist_ok=True)
-        path = self.folder / "scores" / f"{name}.csv"
-        write_whole(path, lambda partial: table.to_csv(partial, index=False))
+        write_table(self.folder / "scores" / f"{name}.csv", table)
         return table

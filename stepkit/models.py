@@ -30,6 +30,7 @@ from torchvision.models.video import resnet as video_resnet
 
 from stepkit.adapt import Wrapped
 from stepkit.checks import finite, one_of, require, warn
+from stepkit.files import is_altered
 from stepkit.memory import kept
 from stepkit.scores import PROBABILITY, Score
 
@@ -128,8 +129,10 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
                 require(fits, f"weights {path}", f"{kind} as {key}", f"{value.dtype}")
                 found[key] = tensor.to(value.dtype)
                 require(finite(found[key]), f"weights {path}", f"NaN or inf in {key}", "numbers")
+        damaged = is_altered(Path(path))
     except SafetensorError as error:
         raise ValueError(f"weights: got {path}, expected a .safetensors file ({error})") from None
+    require(not damaged, "weights", f"{path}, damaged", "the file as it was written, by its hash")
     model.load_state_dict(found)
     return model
 

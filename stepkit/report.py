@@ -4,6 +4,7 @@ An executed notebook carries its own account (parameters, start, duration, failu
 that papermill writes, so the report is made of the files alone.
 """
 
+import hashlib
 import html
 import json
 import os
@@ -18,7 +19,9 @@ from pathlib import Path
 
 from stepkit import __version__
 from stepkit.checks import warn
+from stepkit.files import read_table, write_whole
 
+HASH = "stepkit_sha256"  # in the metadata of executed notebooks
 INERT = "application/vnd.jupyter.widget-view+json"
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
 
@@ -32,7 +35,7 @@ def tidy(path: Path) -> None:
     """Take out of an executed notebook what has no meaning without its kernel.
 
     Widget views (their static twins stay), the widget state that papermill adds, and all but the
-    last state of each progress bar.
+    last state of each progress bar. It then carries a hash, by which `write` tells if it is whole.
     """
     import nbformat
 
@@ -44,7 +47,27 @@ def tidy(path: Path) -> None:
             for out in cell.outputs:
                 if out.output_type == "stream":
                     out.text = re.sub(r"[^\n]*\r(?!\n)", "", out.text)
+    book.metadata[HASH] = _content(book)
     _write_notebook(book, path)
+
+
+def _content(book) -> str:
+    metadata = {name: value for name, value in book.metadata.items() if name != HASH}
+    return hashlib.sha256(json.dumps([book.cells, metadata], sort_keys=True).encode()).hexdigest()
+
+
+def _read_whole(path: Path):
+    """Return an executed notebook; None, with a warning, for a damaged one."""
+    import nbformat
+
+    try:
+        book = nbformat.read(path, 4)
+        if book.metadata.get(HASH) in (None, _content(book)):
+            return book
+    except Exception:  # not text, not JSON, no notebook
+        pass
+    warn(f"{path}: damaged, left out of the report; run its notebook again")
+    return None
 
 
 def keep(folder: Path, pattern: str, place: Path) -> int:
@@ -63,19 +86,17 @@ def keep_claims(folder: Path, profile: str, path: Path) -> int:
     import pandas as pd
 
     from stepkit.experiment import Experiment
-    from stepkit.files import write_whole
 
     claims = Experiment(str(folder)).claims()
     claims.insert(0, "profile", profile)
     tables = [claims]
-    if path.is_file():
-        known = pd.read_csv(path, dtype={"notebook": str})
+    known = read_table(path, notebook=str)
+    if known is not None:
         tables.insert(0, known[known["profile"] != profile])
     table = pd.concat(tables).sort_values("profile", ascending=False, kind="stable")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda partial: table.to_csv(partial, index=False))
-    page = claims_page(table)
-    write_whole(path.with_suffix(".md"), lambda partial: Path(partial).write_text(page, "utf-8"))
+    _write(path, table.to_csv(index=False, lineterminator="\n"))  # git keeps it: no hash beside it
+    _write(path.with_suffix(".md"), claims_page(table))
     return len(claims)
 
 
@@ -201,10 +222,7 @@ def _write_notebook(book, path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that nobody ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write(folder: Path, notebooks, profile) -> Path:
@@ -240,8 +258,6 @@ def write(folder: Path, notebooks, profile) -> Path:
 
 def _section(folder: Path, notebook: Path, exporter) -> dict:
     """Return what the page says of one notebook; a run that stopped half-way counts as the last."""
-    import nbformat
-
     from stepkit.reproduce import parameters
 
     section = {"id": notebook.stem, "title": notebook.stem, "status": "not run", "seconds": 0}
@@ -249,8 +265,10 @@ def _section(folder: Path, notebook: Path, exporter) -> dict:
     path = partial(executed) if partial(executed).exists() else executed
     if not path.exists():
         return section
+    book = _read_whole(path)
+    if book is None:
+        return section | {"status": "damaged"}
     try:
-        book = nbformat.read(path, 4)
         account = book.metadata.get("papermill", {})
         body, _ = exporter.from_notebook_node(
             book, resources={"metadata": {"path": str(notebook.parent)}}

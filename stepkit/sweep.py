@@ -1,8 +1,8 @@
 """Attribution over a dataset: one whole file per clip, found again instead of made again.
 
-``<out>/<dataset>/<model>/<method>/<clip>.safetensors`` holds a map, and for STEP its masks too. A
-file carries a hash of all that it depends on (clip, target, weights, method, options, seed) and one
-of its content; a file of another hash, or a damaged one, is made anew. Files are written under a
+``<out>/<dataset>/<model>/<method>/<clip>.<key>.safetensors`` holds a map, and for STEP its masks
+too. A file carries the key of all that it depends on (`stepkit.keys`), of which its name has the
+first digits, and a hash of its content; a damaged one is made anew. Files are written under a
 temporary name and renamed, so that a killed run leaves whole files only, resumes, and ends with the
 same bytes.
 
@@ -12,9 +12,9 @@ cluster, goes on when a clip fails, and returns a table of what was done.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
-import json
 import logging
 import os
 import pickle
@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit.attribution import BLANK, PRESETS, heatmap, is_blank, quietly, step
+from stepkit import keys
+from stepkit.attribution import BLANK, PRESETS, filled, heatmap, is_blank, quietly, runner, step
 from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
@@ -42,7 +43,6 @@ from stepkit.data import collate, load_dataset
 from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
 from stepkit.models import load_model, precision_of
 from stepkit.preparation import prepare
-from stepkit.scores import named as named_score
 from stepkit.settings import read_settings
 
 TOGETHER = 8  # clips in memory at once
@@ -75,7 +75,7 @@ def explain(
     out : path
         The run's folder of maps.
     model_name : str
-        Names the folder; what the model *is* enters by a hash of its weights.
+        Names the folder; what the model *is* enters the key.
     folder : str
         Names the innermost folder; the method by default. For several sets of options.
     n : int, optional
@@ -87,35 +87,42 @@ def explain(
     progress : bool
         Show a bar over clips.
     **options
-        The method's, see `stepkit.attribute`.
+        The method's, see `stepkit.attribute`. And ``tag``, a text, for a model of which no key can
+        tell what it is, or not enough: it stands for its code, attributes and hooks.
 
     Returns
     -------
     dict of Tensor
         ``maps`` (N, T, H, W); for STEP also ``masks`` (N, A, T, H, W), ``probabilities`` (N, A) and
         ``visible_share`` (N, A).
+
+    Raises
+    ------
+    TypeError
+        Part of the model or of the options cannot be named, see `stepkit.keys`.
     """
     n = len(dataset) if n is None else n
     require(0 < n <= len(dataset), "n", n, f"1..{len(dataset)} clips")
     place = Path(out) / dataset.name / model_name / (folder or method)
-    weights = fingerprint(*model.state_dict().values())
+    named = _named(model)
     found: list[dict] = []
     bar = tqdm(total=n, desc=f"{method}, {dataset.name}", disable=not progress, leave=False)
     for start in range(0, n, batch_size):
         chunk = range(start, min(start + batch_size, n))
         samples = [dataset[i] for i in chunk]
-        results, _ = _explained(method, model, samples, place, weights, batch_size, seed, options)
+        results, _ = _explained(method, model, samples, place, named, batch_size, seed, options)
         found += results
         bar.update(len(samples))
     bar.close()
     return {name: torch.stack([result[name] for result in found]) for name in found[0]}
 
 
-def _explained(method, model, samples, place, weights, batch_size, seed, options):
+def _explained(method, model, samples, place, named, batch_size, seed, options):
     """Return the results of a few samples, one dict each, and what was done for each of them."""
-    keys = [_key(sample, weights, method, options, seed) for sample in samples]
-    paths = [place / f"{sample.id}.safetensors" for sample in samples]
-    results = [read_tensors(path, key) for path, key in zip(paths, keys, strict=True)]
+    wanted = [_key(sample, named, method, options, seed) for sample in samples]
+    paths = [_file(place, s.id, key) for s, key in zip(samples, wanted, strict=True)]
+    options = {name: value for name, value in options.items() if name != "tag"}
+    results = [read_tensors(path, key) for path, key in zip(paths, wanted, strict=True)]
     done = ["found" if result else "made" for result in results]
     if "made" in done:
         # the whole batch: rounding depends on what a clip is batched with
@@ -125,7 +132,7 @@ def _explained(method, model, samples, place, weights, batch_size, seed, options
                 if is_damaged(path):
                     done[i] = "made again, the file was damaged"
                     warnings.warn(f"{path}: damaged, made again", stacklevel=3)
-                write_tensors(path, keys[i], made[i])
+                write_tensors(path, wanted[i], made[i])
                 results[i] = made[i]
     return results, done
 
@@ -147,9 +154,9 @@ def measure(
     then: ``seconds``, ``forward`` and ``backward`` passes, see `stepkit.attribution.cost`.
     """
     sample = dataset[i]
-    folder = Path(out) / dataset.name / model_name / method
-    path = folder / f"{sample.id}_alone.safetensors"
-    key = _key(sample, fingerprint(*model.state_dict().values()), method, options, seed)
+    key = _key(sample, _named(model), method, options, seed)
+    path = _file(Path(out) / dataset.name / model_name / method, f"{sample.id}_alone", key)
+    options.pop("tag", None)
     found = read_tensors(path, key)
     if found is None:
 
@@ -169,21 +176,30 @@ def clip_seed(seed: int, clip_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()[:7])
 
 
-def _key(sample, weights: str, method: str, options: dict, seed: int) -> str:
-    if "score" in options:
-        score = named_score(options["score"])
-        expected = "a function of a module, or a stepkit.scores.Score with a name of its own"
-        require("<" not in score.name, "score", score.name, expected)
-        options = options | {"score": score}
-    facts = {
-        "clip": fingerprint(sample.clip),
-        "target": sample.target,
-        "weights": weights,
-        "method": method,
-        "options": {name: repr(value) for name, value in sorted(options.items())},
-        "seed": clip_seed(seed, sample.id),
-    }
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+def _named(model: nn.Module) -> Callable[[str], str]:
+    """Return a call that names the model, once for each tag: tensors take a while to hash."""
+    facts = {"precision": precision_of(model), "library": keys.library(*keys.MAPS)}
+    return functools.cache(lambda tag: keys.key(model=keys.model(model, tag), **facts))
+
+
+def _key(sample, named, method: str, options: dict, seed: int) -> str:
+    tag = options.get("tag", "")
+    require(isinstance(tag, str), "tag", repr(tag), "a text")
+    rest = {name: value for name, value in options.items() if name != "tag"}
+    return keys.key(
+        clip=fingerprint({"clip": sample.clip}),
+        target=int(sample.target),
+        id=sample.id,
+        model=named(tag),
+        method=[method, runner(method)],
+        options=filled(method, rest, sample.clip.shape[1:]),
+        seed=clip_seed(seed, sample.id),
+    )
+
+
+def _file(place: Path, name: str, key: str) -> Path:
+    """Return where a result lies: other options, another model or clip, another file."""
+    return place / f"{name}.{key[:8]}.safetensors"
 
 
 def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, Tensor]]:
@@ -517,8 +533,8 @@ def _once(call: bytes, then: Callable):
     return made[call]
 
 
-def _with_weights(model: nn.Module) -> tuple[nn.Module, str]:
-    return model, fingerprint(*model.state_dict().values())
+def _with_weights(model: nn.Module) -> tuple[nn.Module, Callable]:
+    return model, _named(model)
 
 
 def asked(

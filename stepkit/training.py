@@ -6,6 +6,7 @@ perturbation methods will show it and is not fooled by the edges of a mask.
 """
 
 import functools
+import io
 import json
 import math
 from dataclasses import asdict, dataclass, replace
@@ -13,16 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from stepkit.checks import require
+from stepkit import files, keys
+from stepkit.checks import require, warn
 from stepkit.data.sample import collate
-from stepkit.files import write_whole
 from stepkit.models import device_of, frozen, load_model, load_weights
 from stepkit.removal import Removal, blur, gaussian_blur
 
@@ -65,6 +64,7 @@ class Recipe:
 
 
 WEIGHTS = Path(__file__).parent / "weights"  # small checkpoints that travel with the package
+MODEL, STATE, HISTORY = "model.safetensors", "state.safetensors", "history.csv"
 PAPER = Recipe()
 QUICK = Recipe(
     epochs=30,
@@ -105,6 +105,7 @@ def train(
     seed: int = 0,
     workers: int = 0,
     progress: bool = False,
+    tag: str = "",
 ) -> pd.DataFrame:
     """Train ``model`` in place; it ends with the weights that did best on ``validation``.
 
@@ -116,8 +117,9 @@ def train(
     dataset, validation : datasets of stepkit
         ``dataset.epoch`` is counted up, so that every pass sees other clips.
     out : path
-        Folder for ``model.safetensors`` (best so far), ``history.csv`` and ``state.pt``, from which
-        a killed run goes on with the epoch it was in. A finished run is not repeated.
+        Folder for ``model.safetensors`` (best so far), ``history.csv`` and ``state.safetensors``,
+        from which a killed run goes on with the epoch it was in. A finished run is not repeated.
+        What is damaged is named in a warning, and made again from the first epoch on.
     recipe : Recipe
         `PAPER` or `QUICK` or one of your own.
     removal : Removal, optional
@@ -128,6 +130,8 @@ def train(
         Processes that load clips beside the training.
     progress : bool
         Show a bar.
+    tag : str
+        Stands for code and attributes of a network that no key can name, see `stepkit.keys`.
 
     Returns
     -------
@@ -136,15 +140,20 @@ def train(
 
     Raises
     ------
+    TypeError
+        Part of the model cannot be named.
     ValueError
-        Training and validation share clip ids; ``out`` holds a run of another recipe or seed;
-        logits are no longer finite.
+        Training and validation share clip ids; ``out`` holds another run (`describe`); logits are
+        no longer finite.
     """
     shared = set(dataset.ids) & set(validation.ids)
     require(not shared, "validation", f"{len(shared)} clips of the training part", "other clips")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    run = describe(model, dataset, recipe, seed)
+    run = describe(model, dataset, validation, recipe, seed, removal, tag)
+    best, table = files.read_tensors(out / MODEL, run), files.read_table(out / HISTORY)
+    if best and table is not None and len(table) == recipe.epochs:
+        model.load_state_dict(best)
+        return table
     steps = recipe.clips_per_video * math.ceil(len(dataset) / recipe.batch_size)
     optimiser, schedule = _optimiser(model, recipe, steps)
     history = _resume(out, run, model, optimiser, schedule)
@@ -173,17 +182,20 @@ def train(
                 passes.append(_pass(model, loader, augment, optimiser, schedule))
         loss, top1 = (sum(values) / len(values) for values in zip(*passes, strict=True))
         scores = evaluate(model, validation, recipe.batch_size)
-        best = max((row["val_top1"] for row in history), default=-1.0)
+        highest = max((row["val_top1"] for row in history), default=-1.0)
         row = {"epoch": epoch, "loss": loss, "train_top1": top1}
         history.append(row | {f"val_{key}": scores[key] for key in ("top1", "top5")})
-        if scores["top1"] >= best:
-            write_whole(out / "model.safetensors", lambda path: save_model(model, path, run))
+        if scores["top1"] >= highest:
+            save_model(model, out / MODEL, run)
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-        state |= {"schedule": schedule.state_dict(), "run": run, "history": history}
-        write_whole(out / "state.pt", lambda path, state=state: torch.save(state, path))
+        state |= {"schedule": schedule.state_dict(), "history": history}
+        packed = io.BytesIO()
+        torch.save(state, packed)
+        packed = torch.frombuffer(packed.getbuffer(), dtype=torch.uint8)
+        files.write_tensors(out / STATE, run, {"state": packed})
     table = pd.DataFrame(history)
-    write_whole(out / "history.csv", lambda path: table.to_csv(path, index=False))
-    load_weights(model, out / "model.safetensors")
+    files.write_table(out / HISTORY, table)
+    load_weights(model, out / MODEL)
     return table
 
 
@@ -278,7 +290,8 @@ def fit(
     device : str or torch.device
         Where to train, and where the model stays.
     dataset, validation, out, recipe, seed, **options
-        As for `train`, which is called otherwise and resumes from ``out``.
+        As for `train`, which is called otherwise, and resumes, in a folder of this training in
+        ``out``.
 
     Returns
     -------
@@ -291,40 +304,62 @@ def fit(
     ours = WEIGHTS / f"{recipe.start}.safetensors"
     start = ours if ours.is_file() else recipe.start or None
     model = load_model(name, len(dataset.classes), start, seed=seed).to(device)
-    run = describe(model, dataset, recipe, seed)
-    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if shipped else ():
-        if _made_by(checkpoint) == run:
-            history = pd.read_csv(checkpoint.with_suffix(".csv"))
-            return load_weights(model, checkpoint), history, "shipped"
+    removal = options.get("removal")
+    usual = keys.key(removal=removal or blur()) == keys.key(removal=blur())
+    asked = recipe_of(name, dataset, validation, recipe, seed) if shipped and usual else None
+    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if asked else ():
+        found = files.read(checkpoint)
+        if found is None:
+            warn(f"{checkpoint}: damaged, left out")
+        elif found[0] == asked:
+            model.load_state_dict(found[1])
+            return model, pd.read_csv(checkpoint.with_suffix(".csv")), "shipped"
+    run = describe(model, dataset, validation, recipe, seed, removal)
+    out = Path(out) / keys.key(run=run)[:8]
     history = train(model, dataset, validation, out, recipe, seed=seed, **options)
     return model.eval(), history, "trained here"
 
 
-def describe(model: nn.Module, dataset, recipe: Recipe, seed: int) -> str:
-    """Return, as JSON, all that a training depends on; part of every checkpoint."""
+def describe(
+    model: nn.Module,
+    dataset,
+    validation,
+    recipe: Recipe,
+    seed: int,
+    removal: Removal | None = None,
+    tag: str = "",
+) -> str:
+    """Return, as JSON, all that a training depends on; the key of every checkpoint.
+
+    That is the network as it is at the start, both parts of the data, and how it is trained.
+    """
     facts = {
-        "model": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dataset": dataset.name,
-        "clips": len(dataset),
-        "frames": dataset.frames,
-        "size": dataset.size,
-        "data_seed": dataset.seed,
+        "model": keys.model(model, tag),
+        "data": keys.data(dataset),
+        "validation": [keys.data(validation), getattr(validation, "epoch", 0)],
+        "removal": keys.key(removal=removal or blur()),
+        "library": keys.library(*keys.TRAINING),
         "seed": seed,
-        **{key: value for key, value in asdict(recipe).items() if value != ""},
+        **{name: value for name, value in asdict(recipe).items() if name != "start"},  # in model
     }
     return json.dumps(facts)
 
 
+def recipe_of(name: str, dataset, validation, recipe: Recipe, seed: int) -> str:
+    """Return, as JSON, by what recipe a checkpoint that travels with stepkit was made.
+
+    It is the checkpoint of that recipe as long as stepkit ships it: neither stepkit's code and
+    version nor the bytes of fresh weights, which differ between machines, make it another.
+    """
+    parts = [keys.data(part) for part in (dataset, validation)]
+    parts = [{key: value for key, value in part.items() if key != "code"} for part in parts]
+    facts = {"model": name, "data": parts, "seed": seed}
+    return json.dumps(facts | asdict(recipe))
+
+
 def save_model(model: nn.Module, path: str | Path, run: str = "") -> None:
     """Write the model's tensors to a ``.safetensors`` file, and what made them (`describe`)."""
-    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(tensors, path, metadata={"run": run})
-
-
-def _made_by(checkpoint: Path) -> str:
-    with safe_open(checkpoint, "pt") as file:
-        return (file.metadata() or {}).get("run", "")
+    files.write_tensors(Path(path), run, model.state_dict())
 
 
 def _pass(model, loader, augment, optimiser, schedule) -> tuple[float, float]:
@@ -371,11 +406,17 @@ def _optimiser(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
 
 def _resume(out: Path, run: str, model, optimiser, schedule) -> list[dict]:
     """Load the state that a killed run left; return its history, empty for a new run."""
-    if not (out / "state.pt").is_file():
+    found = {name: files.read(out / name) for name in (MODEL, STATE) if (out / name).is_file()}
+    for known, _ in filter(None, found.values()):
+        given, wanted = json.loads(known or "{}"), json.loads(run)
+        differ = ", ".join(name for name in wanted if given.get(name) != wanted[name])
+        require(not differ, "out", f"{out}, a run of another {differ}", "a folder of its own")
+    for name in (name for name, content in found.items() if content is None):
+        warn(f"{out / name}: damaged, trained again from the first epoch on")
+    if not all(found.get(name) for name in (MODEL, STATE)):
         return []
-    state = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
-    given = f"{out}, a run of {state['run']}"
-    require(state["run"] == run, "out", given, f"an empty folder, or a run of {run}")
+    packed = io.BytesIO(found[STATE][1]["state"].numpy().tobytes())
+    state = torch.load(packed, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     schedule.load_state_dict(state["schedule"])

@@ -430,3 +430,24 @@ def test_claims_of_profiles_stand_side_by_side_and_are_replaced(tmp_path):
 def test_a_run_without_claims_leaves_the_table_alone(tmp_path):
     assert report.keep_claims(tmp_path, "quick", tmp_path / "claims.csv") == 0
     assert not (tmp_path / "claims.csv").exists()
+
+
+@pytest.mark.parametrize("harm", ["cut", "turned", "empty"])
+def test_a_damaged_notebook_is_named_and_stops_no_report(tmp_path, harm):
+    source = notebook(tmp_path, "00_first", "print('whole')")
+    executed = tmp_path / "run" / "notebooks" / source.name
+    executed.parent.mkdir(parents=True)
+    book = nbformat.read(source, 4)
+    book.metadata["papermill"] = {"start_time": "2026-01-01T00:00:00+00:00", "parameters": {}}
+    book.cells[-1].outputs = [nbformat.v4.new_output("stream", text="0.25\n")]
+    nbformat.write(book, executed)
+    report.tidy(executed)
+    given = tmp_path / "run", [source], read_profile(ROOT, "quick")
+    assert '<td class="done">' in report.write(*given).read_text("utf-8")
+    text = executed.read_text("utf-8")
+    damaged = {"cut": text[: len(text) // 2], "turned": text.replace("0.25", "0.35"), "empty": ""}
+    executed.write_text(damaged[harm], "utf-8")
+    with pytest.warns(UserWarning, match=r"00_first\.ipynb: damaged"):
+        page = report.write(*given).read_text("utf-8")
+    assert '<td class="damaged">' in page
+    assert "0.35" not in page

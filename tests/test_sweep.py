@@ -43,7 +43,8 @@ def test_one_file_per_clip_at_its_place(tmp_path, model, data):
     found = explain("gradient", model, data, tmp_path)
     assert found["maps"].shape == (4, 3, 24, 24)
     paths = sorted((tmp_path / "object" / "narrow" / "gradient").iterdir())
-    assert [path.stem for path in paths] == data.ids
+    assert [path.name.split(".")[0] for path in paths] == data.ids
+    assert all(len(path.stem.split(".")[1]) == 8 for path in paths)  # of the key
     shown = batch(data)
     expected = attribute("gradient", model, shown.clips, shown.targets)
     torch.testing.assert_close(found["maps"], expected)

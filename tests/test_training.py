@@ -36,28 +36,28 @@ def test_training_lowers_the_loss_and_writes_what_it_promises(tmp_path):
     table = train(model, data, validation, tmp_path, replace(TINY, epochs=6, removal_share=0))
     assert table["loss"].iloc[-1] < table["loss"].iloc[0]
     assert list(table) == ["epoch", "loss", "train_top1", "val_top1", "val_top5"]
-    assert sorted(os.listdir(tmp_path)) == ["history.csv", "model.safetensors", "state.pt"]
+    names = [".history.csv.sha256", "history.csv", "model.safetensors", "state.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == names
 
 
 class KilledError(Exception):
     pass
 
 
-class Dies(Synthetic):
-    """A dataset during whose second epoch the process dies."""
-
-    def __getitem__(self, i):
-        if self.epoch == 1 and i == 3:
-            raise KilledError
-        return super().__getitem__(i)
+def dies(dataset, i, sample=Synthetic.__getitem__):
+    """The process dies during the second epoch."""
+    if dataset.epoch == 1 and i == 3:
+        raise KilledError
+    return sample(dataset, i)
 
 
-def test_a_killed_training_resumes_to_the_same_bytes(tmp_path):
+def test_a_killed_training_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     data, validation = parts()
     train(load_model("r50l_narrow", 6), data, validation, tmp_path / "whole", TINY)
-    dies = Dies("appearance", "train", n=12, frames=3, size=24)
+    monkeypatch.setattr(Synthetic, "__getitem__", dies)
     with pytest.raises(KilledError):
-        train(load_model("r50l_narrow", 6), dies, validation, tmp_path / "killed", TINY)
+        train(load_model("r50l_narrow", 6), data, validation, tmp_path / "killed", TINY)
+    monkeypatch.undo()
     train(load_model("r50l_narrow", 6), data, validation, tmp_path / "killed", TINY)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "killed")
     assert not list((tmp_path / "killed").glob("*.part"))
@@ -66,9 +66,9 @@ def test_a_killed_training_resumes_to_the_same_bytes(tmp_path):
 def test_a_finished_training_is_not_repeated(tmp_path):
     data, validation = parts()
     first = train(load_model("r2plus1d_narrow", 6), data, validation, tmp_path, TINY)
-    before = os.stat(tmp_path / "state.pt").st_mtime_ns
+    before = os.stat(tmp_path / "state.safetensors").st_mtime_ns
     second = train(load_model("r2plus1d_narrow", 6), data, validation, tmp_path, TINY)
-    assert before == os.stat(tmp_path / "state.pt").st_mtime_ns
+    assert before == os.stat(tmp_path / "state.safetensors").st_mtime_ns
     assert first.equals(second)
 
 
@@ -188,9 +188,9 @@ def test_fit_uses_a_shipped_checkpoint_only_for_its_own_recipe(tmp_path):
 def test_shipped_models_are_small_and_right_on_held_out_clips(model, name, tmp_path):
     checkpoint = WEIGHTS / f"{model}_{name}.safetensors"
     assert checkpoint.stat().st_size < 3 * 2**20
-    train_part = Synthetic(name, "train", n=1200)
+    known = Synthetic(name, "train", n=1200), Synthetic(name, "val", n=120)
     recipe = quick(model, name)
-    network, history, origin = fit(model, train_part, train_part, tmp_path, recipe)
+    network, history, origin = fit(model, *known, tmp_path, recipe)
     assert origin == "shipped"
     assert len(history) == recipe.epochs
     # without a gradient through time, a recurrent network sees motion less well (Table III: 42 %)
@@ -211,7 +211,7 @@ def test_shipped_models_of_motion_are_at_chance_on_stills(model):
 
 def test_the_twin_that_saw_no_removal_travels_too(tmp_path):
     recipe = replace(quick("r2plus1d_narrow", "appearance"), removal_share=0.0)
-    train_part = Synthetic("appearance", "train", n=1200)
-    network, _, origin = fit("r2plus1d_narrow", train_part, train_part, tmp_path, recipe)
+    known = Synthetic("appearance", "train", n=1200), Synthetic("appearance", "val", n=120)
+    network, _, origin = fit("r2plus1d_narrow", *known, tmp_path, recipe)
     assert origin == "shipped"
     assert evaluate(network, Synthetic("appearance", "test", n=300))["top1"] >= 0.95

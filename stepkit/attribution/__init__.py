@@ -33,7 +33,14 @@ from stepkit.attribution.optimised import (
     i_gos,
     meaningful_perturbation,
 )
-from stepkit.attribution.step import PRESETS, Settings, StepResult, heatmap, step
+from stepkit.attribution.step import (
+    PRESETS,
+    Settings,
+    StepResult,
+    _settings,
+    heatmap,
+    step,
+)
 from stepkit.attribution.xrai import xrai
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require
@@ -274,6 +281,32 @@ def _options(run) -> list[str]:
         return EXTREMAL_OPTIONS
     parameters = inspect.signature(run).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN]
+
+
+def filled(method: str, options: dict, size) -> dict:
+    """Return all options of a method for clips of ``size`` (T, H, W): presets and defaults as well.
+
+    Raises
+    ------
+    ValueError
+        An unknown method or option, or a value that does not fit.
+    """
+    run, score = runner(method), options.get("score", PROBABILITY)
+    own = {name: value for name, value in options.items() if name not in ("score", "callback")}
+    if run in (step, extremal_perturbation):
+        preset = own.pop("preset", "default")
+        own = {"settings": _settings(preset, own, size)}
+    else:
+        parameters = inspect.signature(run).parameters
+        own = {name: parameters[name].default for name in _options(run)} | own
+    # a function is named by its code, not as the score that bears its name
+    return own | {"score": named_score(score) if isinstance(score, str) else score}
+
+
+def runner(method: str) -> Callable[..., Tensor]:
+    """Return the function behind a method's id."""
+    one_of("method", method, _METHODS)
+    return _METHODS[method].run
 
 
 _COLUMNS = ("label", "family", "needs", "source", "resolution")

@@ -191,6 +191,12 @@ class EpicObject(ClipFiles):
         resized = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
         return torch.from_numpy(np.stack(resized))
 
+    def files(self, i: int) -> list[Path]:
+        """Return the files that clip ``i`` is read from: of a recording, those that are its own."""
+        if not self._in_recording(i):
+            return super().files(i)
+        return [self.paths[i] / FRAME.format(number) for number in self.numbers(i)]
+
     def boxes(self, i: int, indices: list[int]) -> list[Tensor]:
         """Return the boxes of clip ``i`` at the positions ``indices``, as in `boxes_at`."""
         numbers = self.numbers(i)

@@ -1,5 +1,6 @@
 """Clips of one's own: a folder of class folders; and what every dataset of files on disk shares."""
 
+import functools
 import hashlib
 import re
 import warnings
@@ -7,10 +8,12 @@ from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stepkit import keys
 from stepkit.checks import one_of, require
 from stepkit.clips import frame_count, normalise, read_frames, sample_frames
 from stepkit.data.sample import Sample
@@ -108,7 +111,24 @@ class ClipFiles(Dataset):
             self._counts[i] = self.count(i)
         return int(self._counts[i])
 
+    def facts(self) -> dict:
+        """Return what the samples of all epochs depend on, see `stepkit.keys.data`.
+
+        Every file is read for it, once in a process.
+        """
+        names = "split", "frames", "size", "mode", "part", "seed"
+        facts = {name: getattr(self, name) for name in names}
+        hashed = [[file_hash(file) for file in self.files(i)] for i in range(len(self))]
+        labels = keys.key(targets=self.targets, ids=self.ids, classes=list(self.classes))
+        code = [keys.library("data/", "clips.py", "sources.py", "_video.py"), av.__version__]
+        return facts | {"files": keys.key(files=hashed), "labels": labels, "code": code}
+
     # what a dataset may know better
+
+    def files(self, i: int) -> list[Path]:
+        """Return the files that clip ``i`` is read from, in order."""
+        path = self.paths[i]
+        return sorted(path.iterdir()) if path.is_dir() else [path]
 
     def count(self, i: int) -> int:
         """Count the frames of clip ``i`` on disk."""
@@ -203,6 +223,20 @@ class Folder(ClipFiles):
         super().__init__(
             root.resolve().name, split or "all", classes, clips, frames, size, mode, part, seed
         )
+
+
+def file_hash(path: Path) -> list:
+    """Return a file's name and a hash of its content; hidden files and folders have none."""
+    if path.name.startswith(".") or not path.is_file():
+        return [path.name]
+    known = path.stat()
+    return [path.name, _content_hash(path, known.st_size, known.st_mtime_ns)]
+
+
+@functools.lru_cache(1_000_000)  # of all notebooks of a run, and of its workers' threads
+def _content_hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def subfolders(folder: Path) -> list[Path]:

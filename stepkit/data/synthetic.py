@@ -27,12 +27,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import skimage
 import skimage.data
 import skimage.transform
 import skimage.util
 import torch
 from torch.utils.data import Dataset
 
+from stepkit import keys
 from stepkit.checks import one_of, require
 from stepkit.clips import normalise
 from stepkit.data.sample import Sample
@@ -95,6 +97,14 @@ class Synthetic(Dataset):
 
     def __len__(self):
         return self.n
+
+    def facts(self) -> dict:
+        """Return what the samples of all epochs depend on, see `stepkit.keys.data`."""
+        names = "name", "split", "n", "frames", "size", "seed"
+        facts = {name: getattr(self, name) for name in names}
+        labels = keys.key(targets=self.targets, ids=self.ids, classes=self.classes)
+        code = [keys.library("data/synthetic.py", "clips.py"), skimage.__version__]
+        return facts | {"labels": labels, "code": code}
 
     def __getitem__(self, i: int) -> Sample:
         if not 0 <= i < self.n:

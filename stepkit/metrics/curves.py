@@ -248,6 +248,17 @@ def _check_options(options: dict, more: Sequence[str] = ()) -> None:
         one_of("option", name, known)
 
 
+def filled(options: dict) -> dict:
+    """Return all options of `auc_metrics` that curves depend on, defaults as well."""
+    _check_options(options)
+    parameters = inspect.signature(_perturb).parameters.values()
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | options
+    score = known["score"]
+    known |= {"score": named_score(score) if isinstance(score, str) else score}
+    known |= {"baseline": removals.named(known["baseline"])}
+    return {name: value for name, value in known.items() if name not in ("batch_size", "progress")}
+
+
 def _perturb(
     model: nn.Module,
     clips: Tensor,

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from stepkit import keys
 from stepkit import removal as removals
 from stepkit.checks import clips as check_clips
 from stepkit.checks import one_of, require, tensor
 from stepkit.data import Batch, Sample
-from stepkit.files import fingerprint
 from stepkit.removal import Removal
-from stepkit.training import Recipe, evaluate, train
+from stepkit.training import Recipe, describe, evaluate, train
 
 RATIOS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of §V-I
 PARTS = ("train", "val", "test")
@@ -39,6 +39,7 @@ def retrain(
     seeds: Sequence[int] = (0,),
     removal: Removal | str = "black",
     progress: bool = False,
+    tag: str = "",
 ) -> pd.DataFrame:
     """Keep or remove what each method marks, retrain from scratch, and test (KAR, ROAR).
 
@@ -68,6 +69,8 @@ def retrain(
         What stands where voxels were removed; black by default, as in the released code.
     progress : bool
         Show a bar over trainings.
+    tag : str
+        Of the network, as for `stepkit.training.train`.
 
     Returns
     -------
@@ -104,11 +107,12 @@ def retrain(
             name: Perturbed(data[name], maps[method][name], ratio, operation, removal, name)
             for name in PARTS
         }
-        # the folder's name holds a hash of the clips: other maps are another training
-        made = fingerprint(*(parts[name].clips for name in ("train", "val")))[:12]
-        where = Path(out) / method / f"{operation}_{ratio:g}_seed_{seed}_{made}"
         model = network(seed)
-        train(model, parts["train"], parts["val"], where, recipe, seed=seed)
+        known = parts["train"], parts["val"]
+        # the folder's name holds the key: other maps, or another network, are another training
+        run = keys.key(run=describe(model, *known, recipe, seed, tag=tag))[:8]
+        where = Path(out) / method / f"{operation}_{ratio:g}_seed_{seed}_{run}"
+        train(model, *known, where, recipe, seed=seed, tag=tag)
         found = evaluate(model, parts["test"], recipe.batch_size)
         row = {"method": method, "operation": operation, "ratio": ratio, "seed": seed}
         columns = {"clip": found["ids"], "correct": found["correct"].float()}
