@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import pandas as pd
@@ -117,7 +117,7 @@ def executor(name: str, workers: int = 0) -> Iterator[Executor | None]:
 def _processes(workers: int) -> Iterator[Executor]:
     context = get_context("spawn")  # a fork of a process with threads may hang
     theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _ends_with, (theirs,))
+    pool = ProcessPoolExecutor(workers, context, end_with_parent, (theirs,))
     try:
         yield pool
         pool.shutdown()
@@ -127,16 +127,19 @@ def _processes(workers: int) -> Iterator[Executor]:
         theirs.close()
 
 
-def _ends_with(parent: Connection) -> None:
-    """End this worker when nobody holds the other end of its pipe: a killed process does not."""
+def end_with_parent(pipe: Connection | None = None) -> None:
+    """End this worker when its parent does, or when the parent closes its end of ``pipe``.
 
-    def wait():
-        with contextlib.suppress(EOFError, OSError):
-            parent.recv()
+    Also where another process forked the worker. A killed parent could not tell it to.
+    """
+    end = pipe or parent_process().sentinel
+
+    def wait_for_it():
+        wait([end])
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the workers
-    threading.Thread(target=wait, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
+    threading.Thread(target=wait_for_it, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from stepkit.data.sample import collate
 from stepkit.files import write_whole
 from stepkit.models import device_of, frozen, load_model, load_weights
 from stepkit.removal import Removal, blur, gaussian_blur
+from stepkit.scheduler import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def train(
             recipe.batch_size,
             shuffle=True,
             num_workers=workers,
+            worker_init_fn=_begin_loading,
             collate_fn=collate,
             generator=order,
         )
@@ -325,6 +327,10 @@ def save_model(model: nn.Module, path: str | Path, run: str = "") -> None:
 def _made_by(checkpoint: Path) -> str:
     with safe_open(checkpoint, "pt") as file:
         return (file.metadata() or {}).get("run", "")
+
+
+def _begin_loading(_: int) -> None:
+    end_with_parent()  # PyTorch's own watch looks at the server that forks, where there is one
 
 
 def _pass(model, loader, augment, optimiser, schedule) -> tuple[float, float]:
