@@ -185,10 +185,13 @@ def probe(folder: Path, name: str) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ("_" * len(os.fsencode(name)))
-    write_whole(path, write)
-    path.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder / name)) from error
 
 
 class Manifest:
