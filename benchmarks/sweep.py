@@ -17,6 +17,7 @@ from common import record, row
 
 import stepkit as sk
 from stepkit import sweep
+from stepkit.scheduler import in_any_order
 
 WEIGHTS = Path(sk.__file__).parent / "weights" / "r2plus1d_narrow_appearance.safetensors"
 
@@ -35,7 +36,7 @@ def overhead(jobs: int) -> list[dict]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with sweep.executor("dask", 2) as executor:
         start = time.perf_counter()
-        count = sum(1 for _ in sweep._in_any_order(every, executor, nothing))
+        count = sum(1 for _ in in_any_order(nothing, every, executor))
         taken = time.perf_counter() - start
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert count == jobs

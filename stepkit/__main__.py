@@ -91,18 +91,22 @@ def _add_sweep(commands) -> None:
 
 
 def sweep(options: dict) -> int:
-    """Carry out ``stepkit sweep``; 0, or 1 if some clips failed."""
+    """Carry out ``stepkit sweep``; 0, or 1 if clips failed or it had to stop, 130 for Ctrl-C."""
     from concurrent.futures import BrokenExecutor
 
+    from stepkit.scheduler import unwound
     from stepkit.sweep import asked, executor, run
 
     take = options.pop
-    with executor(take("executor"), take("workers")) as workers:
-        try:
+    try:
+        with unwound(), executor(take("executor"), take("workers")) as workers:
             table = run(**asked(**options), executor=workers, progress=True)
-        except (BrokenExecutor, OSError) as error:
-            print(f"stepkit: {error}; the same command goes on from here", file=sys.stderr)
-            return 1
+    except (BrokenExecutor, OSError) as error:
+        print(f"stepkit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stepkit: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     counts = table["status"].where(table["what"] == "", table["what"]).value_counts()
     told = ", ".join(f"{count} {what}" for what, count in counts.items())
     print(f"{(table['status'] == 'done').sum()} of {len(table)} done: {told}")

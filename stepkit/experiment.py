@@ -23,7 +23,7 @@ from stepkit.data import Batch, batch, load_dataset
 from stepkit.data.sample import balanced
 from stepkit.files import read_table, read_tensors, write_table, write_tensors, write_whole
 from stepkit.metrics.curves import filled
-from stepkit.models import device_of, load_model, precision_of
+from stepkit.models import device_of, frozen, load_model, precision_of
 from stepkit.preparation import prepare
 from stepkit.scores import probability
 from stepkit.training import PAPER, Recipe, evaluate, fit, quick
@@ -425,8 +425,8 @@ class Experiment:
     def watch(self, model: str, dataset: str, clips: Tensor) -> Tensor:
         """Return Φ_c (N,) of the test clips' classes when the model sees ``clips`` instead."""
         network = self.fit(model, dataset)[0]
-        with torch.no_grad():
-            logits = network(clips.to(device_of(network, "cpu"))).cpu()
+        with frozen(network), torch.no_grad():
+            logits = network(clips.to(device_of(network, "cpu"), copy=True)).cpu()
         return probability(logits, self.batch(dataset).targets)
 
     def table(self, name: str) -> pd.DataFrame:

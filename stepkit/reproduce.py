@@ -86,6 +86,7 @@ def reproduce(
         found before anything runs.
     """
     from stepkit import report
+    from stepkit.scheduler import unwound
 
     if store and settings:
         raise ValueError("--store keeps what a profile makes; leave out --set")
@@ -95,11 +96,12 @@ def reproduce(
     print(f"Profile {profile}: {len(jobs)} notebooks into {folder}")
     if chosen.about:
         print(f"Expect {chosen.about}.")
-    try:
-        status = run(jobs, chosen.together)
-    finally:
-        page = report.write(folder, find_notebooks(root).values(), chosen)
-        print(f"Report: {page}")
+    with unwound():
+        try:
+            status = run(jobs, chosen.together)
+        finally:
+            page = report.write(folder, find_notebooks(root).values(), chosen)
+            print(f"Report: {page}")
     if store and status == 0:
         own = "" if profile == QUICK else profile
         for job in jobs if profile == QUICK else ():
@@ -336,6 +338,19 @@ def _failure(job: Job, error: Exception) -> str:
     return f"Failed: {job.notebook.name}{where}\n  {what}\n  What ran of it: {kept}"
 
 
+# Jupyter's own watch takes a parent that died while the kernel started for another one's choice.
+WATCHED = """
+import os, runpy, threading, time
+def watch():
+    while os.getppid() == int(os.environ["JPY_PARENT_PID"]):
+        time.sleep(1)
+    os._exit(1)
+if os.name == "posix":
+    threading.Thread(target=watch, daemon=True).start()
+runpy.run_module("ipykernel_launcher", run_name="__main__")
+"""
+
+
 def _kernels(threads: int) -> type:
     """Return a kernel manager that starts the interpreter which runs this, on so many threads.
 
@@ -360,6 +375,8 @@ def _kernels(threads: int) -> type:
             quiet = ["--log-level=CRITICAL"]
             env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
             found = get_kernel_dict(extra_arguments=quiet) | {"env": env}
+            runs = found["argv"].index("-m")
+            found["argv"][runs : runs + 2] = ["-c", WATCHED]
             return KernelSpec(resource_dir=RESOURCES, **found)
 
         @staticmethod

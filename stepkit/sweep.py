@@ -10,23 +10,17 @@ same bytes.
 cluster, goes on when a clip fails, and returns a table of what was done.
 """
 
-import contextlib
 import errno
 import functools
 import hashlib
-import itertools
-import logging
-import os
 import pickle
-import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -40,9 +34,11 @@ from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
 from stepkit.data import collate, load_dataset
-from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors, write_whole
+from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors
 from stepkit.models import load_model, precision_of
 from stepkit.preparation import prepare
+from stepkit.scheduler import Manifest, in_any_order, probe, unwound
+from stepkit.scheduler import executor as executor  # beside `run`, for users
 from stepkit.settings import read_settings
 
 TOGETHER = 8  # clips in memory at once
@@ -227,8 +223,8 @@ def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, T
 
 # ------------------------------------------------------------------------------ over many workers
 
-AHEAD = 1000  # tasks handed to an executor and not yet back: bounds its memory, not its speed
-SAVED_EVERY = 30.0  # seconds between two writings of the manifest
+# errors that every other clip meets as well, wherever they come from
+FATAL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE
 
 
 @dataclass(frozen=True)
@@ -299,16 +295,17 @@ def run(
         A row per method and clip: ``status`` ("done", "failed", "left"), ``what`` ("made", "found",
         "made again, the file was damaged"), ``note`` ("the map is the same everywhere"), ``error``,
         ``precision`` of the model, ``seconds``, ``attempts``. Also in
-        ``<out>/<dataset>/<model>/manifest.csv``, which is written every half minute, and when the
-        sweep is interrupted.
+        ``<out>/<dataset>/<model>/manifest.csv``, among the rows of other sweeps; it is written
+        every half minute, and when the sweep ends, however it ends.
 
     Raises
     ------
     OSError
-        The disk is full: every other job would fail as well.
+        The store cannot be written to: a full disk, a quota, a read-only folder, a name that is too
+        long, a file in the way. Tried before the first clip; later on, it stops the sweep.
     concurrent.futures.BrokenExecutor
-        A worker of a pool of processes died, and the pool with it. What is done is kept: the same
-        call goes on from there. (Dask replaces workers that die.)
+        A worker of a pool of processes died, and the pool with it. (Dask replaces workers that
+        die.) Both errors say how many maps are left; the same call goes on with them.
     TypeError
         ``source`` or ``network`` cannot be pickled.
 
@@ -347,15 +344,26 @@ def run(
         for folder, options in methods.items()
         for start in range(0, n, batch_size)
     ]
-    manifest = _Manifest(Path(out) / dataset.name / model_name, methods, dataset.ids[:n])
-    with manifest, tqdm(total=n * len(methods), disable=not progress, unit="clip") as bar:
-        for attempt in range(retries + 1):
-            failed = []
-            for job, outcomes in _in_any_order(jobs, executor):
-                bad = manifest.note(job, outcomes)
-                failed += [replace(job, clips=(i,)) for i in bad]
-                bar.update(len(outcomes) if attempt == 0 else len(outcomes) - len(bad))
-            jobs = failed
+    place = Path(out) / dataset.name / model_name
+    longest = max(dataset.ids[:n], key=lambda id_: len(id_.encode()))
+    manifest, bar = Manifest(place, methods, dataset.ids[:n]), partial(tqdm, unit="clip")
+    try:
+        for folder in methods:
+            probe(place / folder, longest + ".safetensors")
+        with unwound(), manifest, bar(total=n * len(methods), disable=not progress) as bar:
+            for attempt in range(retries + 1):
+                failed = []
+                for job, outcomes, error in in_any_order(work, jobs, executor):
+                    outcomes = _failed(job, error) if error else outcomes
+                    bad = manifest.note(job.folder, job.clips, outcomes)
+                    failed += [replace(job, clips=(i,)) for i in bad]
+                    bar.update(len(outcomes) if attempt == 0 else len(outcomes) - len(bad))
+                jobs = failed
+    except OSError as error:
+        told = f"{error.strerror or error}; {manifest.rest}"
+        raise OSError(error.errno or errno.EIO, told, error.filename or str(place)) from error
+    except BrokenExecutor as error:
+        raise BrokenExecutor(f"{error}; {manifest.rest}") from error
     return manifest.table
 
 
@@ -412,81 +420,13 @@ def _pickled(name: str, call: Callable) -> bytes:
         ) from error
 
 
-def _in_any_order(jobs: list[Job], executor: Executor | None, do=None) -> Iterator:
-    """Yield each job with its outcomes, as they come."""
-    do = do or work
-    if executor is None:
-        yield from ((job, do(job)) for job in jobs)
-        return
-    todo, waiting, done = iter(jobs), {}, queue.SimpleQueue()
-    try:
-        while True:
-            for job in itertools.islice(todo, AHEAD - len(waiting)):
-                future = executor.submit(do, job)
-                waiting[future] = job
-                future.add_done_callback(done.put)
-            if not waiting:
-                return
-            future = done.get()
-            job, error = waiting.pop(future), future.exception()
-            if isinstance(error, OSError | BrokenExecutor):
-                raise error
-            yield job, _failed(job, error) if error else future.result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-@contextlib.contextmanager
-def executor(name: str, workers: int = 0) -> Iterator[Executor | None]:
-    """Open an executor for `run`, and close it afterwards.
-
-    Parameters
-    ----------
-    name : str
-        ``"loop"`` (no executor), ``"threads"``, ``"processes"``; ``"dask"``: processes of a
-        ``LocalCluster``; or the address of a Dask scheduler, ``"tcp://host:8786"``.
-    workers : int
-        How many; by default one per core. A scheduler has its own.
-    """
-    known = "loop", "threads", "processes", "dask"
-    if "://" not in name:
-        one_of("executor", name, known)
-    workers = workers or os.cpu_count() or 1
-    if name == "loop":
-        yield None
-    elif name == "threads":
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool
-    elif name == "processes":  # spawned: a fork of a process with threads may hang
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            yield pool
-    else:
-        try:
-            import dask
-            from distributed import Client, LocalCluster
-        except ImportError as error:
-            raise ImportError(f"executor {name!r} needs: pip install 'stepkit[dask]'") from error
-        with contextlib.ExitStack() as stack:
-            where = name
-            if name == "dask":
-                quiet = {"dashboard_address": None, "silence_logs": logging.ERROR}
-                # Dask has workers give back memory at once, and a clip's tensors ask for it anew
-                # thousands of times: twice as slow
-                keeps = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
-                stack.enter_context(dask.config.set(keeps))
-                cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **quiet)
-                where = stack.enter_context(cluster)
-            client = stack.enter_context(Client(where))
-            yield client.get_executor(pure=False)
-
-
 def work(job: Job) -> list[dict]:
     """Do one job, in a worker; return what became of each clip.
 
-    Whatever goes wrong is the clip's failure, and the sweep goes on. Not so when the disk is full.
+    Whatever goes wrong is the clip's failure, and the sweep goes on. Not so where its file cannot
+    be written: no other's could.
     """
-    start, threads = time.perf_counter(), torch.get_num_threads()
+    start, threads, place = time.perf_counter(), torch.get_num_threads(), None
     torch.set_num_threads(job.threads)
     try:
         model, weights = _once(job.network, _with_weights)
@@ -503,13 +443,21 @@ def work(job: Job) -> list[dict]:
             for what, note in zip(done, blank, strict=True)
         ]
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if _is_fatal(error, place):
             raise
         outcomes = _failed(job, error)
     finally:
         torch.set_num_threads(threads)
     seconds = (time.perf_counter() - start) / len(job.clips)
     return [outcome | {"seconds": seconds} for outcome in outcomes]
+
+
+def _is_fatal(error: Exception, place: Path | None) -> bool:
+    """Tell whether an error is that of the store, or one that every other clip meets as well."""
+    if not isinstance(error, OSError):
+        return False
+    stored = place is not None and Path(str(error.filename)).is_relative_to(place)
+    return stored or error.errno in FATAL
 
 
 def _failed(job: Job, error: BaseException) -> list[dict]:
@@ -575,40 +523,3 @@ def ready(name: str, classes: int, weights: str, precision: str = "float32") -> 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(name, classes, weights=weights).to(device)
     return prepare(model, None if precision == "float32" else precision)
-
-
-class _Manifest:
-    """The table of what is done, failed, left; kept as ``manifest.csv``, whole at any time."""
-
-    def __init__(self, folder: Path, methods, ids: list[str]):
-        self.path, self.ids, self.saved = folder / "manifest.csv", ids, time.monotonic()
-        left = {"status": "left", "what": "", "note": "", "error": "", "precision": ""}
-        left |= {"seconds": float("nan"), "attempts": 0}
-        self.rows = {(m, i): dict(left) for m in methods for i in range(len(ids))}
-
-    def note(self, job: Job, outcomes: list[dict]) -> list[int]:
-        """Enter what became of a job's clips; return those that failed."""
-        for i, outcome in zip(job.clips, outcomes, strict=True):
-            row = self.rows[job.folder, i]
-            row.update(outcome, attempts=row["attempts"] + 1)
-        if time.monotonic() - self.saved > SAVED_EVERY:
-            self.save()
-        both = zip(job.clips, outcomes, strict=True)
-        return [i for i, outcome in both if outcome["status"] == "failed"]
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per method and clip."""
-        rows = [{"method": m, "clip": self.ids[i], **row} for (m, i), row in self.rows.items()]
-        return pd.DataFrame(rows)
-
-    def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, lambda partial: self.table.to_csv(partial, index=False))
-        self.saved = time.monotonic()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.save()

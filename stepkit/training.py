@@ -24,6 +24,7 @@ from stepkit.checks import require, warn
 from stepkit.data.sample import collate
 from stepkit.models import device_of, frozen, load_model, load_weights
 from stepkit.removal import Removal, blur, gaussian_blur
+from stepkit.scheduler import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def train(
             recipe.batch_size,
             shuffle=True,
             num_workers=workers,
+            worker_init_fn=_begin_loading,
             collate_fn=collate,
             generator=order,
         )
@@ -360,6 +362,10 @@ def recipe_of(name: str, dataset, validation, recipe: Recipe, seed: int) -> str:
 def save_model(model: nn.Module, path: str | Path, run: str = "") -> None:
     """Write the model's tensors to a ``.safetensors`` file, and what made them (`describe`)."""
     files.write_tensors(Path(path), run, model.state_dict())
+
+
+def _begin_loading(_: int) -> None:
+    end_with_parent()  # PyTorch's own watch looks at the server that forks, where there is one
 
 
 def _pass(model, loader, augment, optimiser, schedule) -> tuple[float, float]:

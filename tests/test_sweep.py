@@ -1,3 +1,5 @@
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -290,6 +292,65 @@ def test_a_full_disk_stops_the_sweep_and_harms_nothing(tmp_path, looped, monkeyp
     assert run(tmp_path)["what"].tolist() == ["found"] * 3 + ["made"] * 5
 
 
+@pytest.mark.parametrize("name", ["EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "EROFS"])
+def test_a_store_that_cannot_be_written_to_stops_the_sweep(tmp_path, name, monkeypatch):
+    real, number = whole_files.save_file, getattr(errno, name)
+
+    def breaks(tensors, path, metadata):
+        if list(tmp_path.rglob("*.safetensors")):
+            raise OSError(number, os.strerror(number), str(path))
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(whole_files, "save_file", breaks)
+    with pytest.raises(OSError, match=f"{os.strerror(number)}; 7 of 8 maps are left") as error:
+        run(tmp_path)
+    assert error.value.errno == number
+
+
+def test_a_limit_of_file_sizes_stops_the_sweep(tmp_path):
+    resource = pytest.importorskip("resource", reason="limits are set on Unix only")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))  # a map takes 7 kB
+    try:
+        with pytest.raises(OSError, match="8 of 8 maps are left, and the same call goes on"):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run(tmp_path)["what"].tolist() == ["made"] * 8
+
+
+class Named(Synthetic):
+    def __init__(self, names, fault=None):
+        super().__init__("object", n=4, frames=3, size=24)
+        self.ids, self.fault = names, fault
+
+    def __getitem__(self, i):
+        if i == 2 and self.fault:
+            raise self.fault
+        return super().__getitem__(i)
+
+
+def test_what_is_in_the_way_is_said_before_the_first_clip(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "work", lambda job: pytest.fail("began"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"8 of 8 maps are left.*same call.*file"):
+        run(tmp_path / "file")
+    (tmp_path / "out" / "object" / "narrow").mkdir(parents=True)
+    (tmp_path / "out" / "object" / "narrow" / "step@short").touch()
+    with pytest.raises(FileExistsError, match=r"8 of 8 maps are left.*step@short"):
+        run(tmp_path / "out")
+    with pytest.raises(OSError, match=r"too long; 8 of 8 maps are left.*narrow.gradient.é{125}"):
+        run(tmp_path / "long", partial(Named, ["a", "b", "é" * 125, "c" * 128]))
+    assert not files(tmp_path)
+
+
+def test_an_error_of_one_video_is_that_clips_failure(tmp_path, data):
+    fault = PermissionError(errno.EACCES, "Permission denied", "/videos/2.avi")
+    table = run(tmp_path, partial(Named, data.ids, fault), methods={"gradient": {}}, retries=0)
+    assert table["status"].tolist() == ["done", "done", "failed", "done"]
+    assert "/videos/2.avi" in table["error"][2]
+
+
 def test_a_worker_that_dies_ends_a_pool_of_processes_and_the_rerun_goes_on(tmp_path):
     source = partial(Deadly, tmp_path / "enough")
     with sweep.executor("processes", 1) as executor, pytest.raises(BrokenExecutor):
@@ -307,6 +368,71 @@ def test_dask_replaces_a_worker_that_dies(tmp_path, looped):
         table = run(tmp_path / "out", source=partial(Deadly, tmp_path / "x"), executor=executor)
     assert (table["status"] == "done").all()
     assert files(tmp_path / "out") == files(looped[0])
+
+
+def manifest(out):
+    return pd.read_csv(out / "object" / "narrow" / "manifest.csv", keep_default_na=False)
+
+
+def test_a_manifest_keeps_the_rows_of_other_sweeps(tmp_path, data):
+    methods = {"smoothgrad": {"samples": 2}}
+    run(tmp_path, methods=methods)
+    assert len(run(tmp_path, methods=methods, n=2)) == 2
+    run(tmp_path, methods={"smoothgrad": {"samples": 3}, "gradient": {}}, n=1)
+    kept = manifest(tmp_path)
+    assert kept["clip"].tolist() == [*data.ids, data.ids[0], data.ids[0]]
+    assert kept["method"].tolist() == ["smoothgrad"] * 5 + ["gradient"]
+    assert kept["options"].tolist() == ["samples=2"] * 4 + ["samples=3", ""]
+    assert kept["what"].tolist() == ["found"] * 2 + ["made"] * 4
+
+
+def test_sweeps_at_a_time_share_a_manifest(tmp_path):
+    def one(samples):
+        return run(tmp_path, methods={f"smoothgrad@{samples}": {"samples": samples}}, n=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(1, 9)))
+    assert sorted(manifest(tmp_path)["options"]) == [f"samples={i}" for i in range(1, 9)]
+    assert (manifest(tmp_path)["status"] == "done").all()
+
+
+@pytest.mark.parametrize("harm", [b"method,clip\nstep,a\n", b"", b"\xff\xfe", None])
+def test_a_damaged_manifest_is_named_and_begun_anew(tmp_path, harm):
+    run(tmp_path)
+    path = tmp_path / "object" / "narrow" / "manifest.csv"
+    path.write_bytes(path.read_bytes()[:-15] if harm is None else harm)
+    with pytest.warns(UserWarning, match=r"manifest\.csv: damaged"):
+        run(tmp_path, methods={"gradient": {}}, n=3)
+    assert manifest(tmp_path)["what"].tolist() == ["found"] * 3
+
+
+def test_a_sweep_leaves_signals_and_threads_as_they_were(tmp_path):
+    numbers = signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers], torch.get_num_threads()
+    seen = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append("mine"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, partial(Signalled, signal.SIGTERM))
+        assert seen == ["mine"]  # afterwards, what would have been done
+        assert manifest(tmp_path)["status"].tolist() == ["done"] * 2 + ["left"] * 6
+    finally:
+        signal.signal(signal.SIGTERM, before[0][0])
+    run(tmp_path)
+    assert before == ([signal.getsignal(number) for number in numbers], torch.get_num_threads())
+
+
+class Signalled(Synthetic):
+    """A signal comes while the third clip is read."""
+
+    def __init__(self, number):
+        super().__init__("object", n=4, frames=3, size=24)
+        self.number = number
+
+    def __getitem__(self, i):
+        if i == 2:
+            signal.raise_signal(self.number)
+        return super().__getitem__(i)
 
 
 def test_what_cannot_be_pickled_is_refused(tmp_path):

@@ -192,7 +192,10 @@ def quietly(
                 chunk = slice(start, start + batch_size)
                 if "seeds" in given:
                     given["seeds"] = seeds[chunk]
-                part = clips[chunk].to(device), targets[chunk]
+                part = (
+                    clips[chunk].to(device, copy=True),
+                    targets[chunk],
+                )  # models may write into theirs
                 maps[chunk] = run(model, *part, **given, **options).to(maps)
         if gradient and not maps[0].any():  # a rare answer: does any gradient arrive?
             check_model(model, *first, gradient=True)

@@ -345,7 +345,10 @@ def step(
         parts = []
         for start in starts:
             chunk = slice(start, start + batch_size)
-            given = clips[chunk].to(device), targets[chunk]
+            given = (
+                clips[chunk].to(device, copy=True),
+                targets[chunk],
+            )  # the model may write into it
             part = _optimise(model, *given, settings, score, bar, callback)
             parts.append(part)
             if part[-1]:  # interrupted
