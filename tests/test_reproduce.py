@@ -15,7 +15,15 @@ import pytest
 
 from stepkit import report
 from stepkit.__main__ import main
-from stepkit.reproduce import ROOT, find_notebooks, parameters, plan, read_profile, reproduce
+from stepkit.reproduce import (
+    ROOT,
+    WATCHED,
+    find_notebooks,
+    parameters,
+    plan,
+    read_profile,
+    reproduce,
+)
 from stepkit.settings import read_settings
 
 DEFAULTS = """\
@@ -317,6 +325,14 @@ def test_ctrl_c_ends_all_kernels_and_keeps_what_ran(tmp_path):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere Jupyter watches the parent")
+def test_a_kernel_whose_parent_died_while_it_started_ends(tmp_path):
+    """Jupyter's own watch does not see it where a service manager adopts orphans."""
+    env = os.environ | {"JPY_PARENT_PID": str(os.getppid())}  # not ours: as if it had gone
+    kernel = [sys.executable, "-c", WATCHED, "-f", str(tmp_path / "connection.json")]
+    assert subprocess.run(kernel, env=env, timeout=60).returncode == 1
 
 
 def _number_in(path: Path) -> int:
