@@ -34,6 +34,7 @@ from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
 from stepkit.data import collate, load_dataset
+from stepkit.data.sample import file_name
 from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors
 from stepkit.models import load_model, precision_of
 from stepkit.preparation import prepare
@@ -195,7 +196,7 @@ def _key(sample, named, method: str, options: dict, seed: int) -> str:
 
 def _file(place: Path, name: str, key: str) -> Path:
     """Return where a result lies: other options, another model or clip, another file."""
-    return place / f"{name}.{key[:8]}.safetensors"
+    return place / f"{file_name(name)}.{key[:8]}.safetensors"
 
 
 def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, Tensor]]:
@@ -345,7 +346,7 @@ def run(
         for start in range(0, n, batch_size)
     ]
     place = Path(out) / dataset.name / model_name
-    longest = max(dataset.ids[:n], key=lambda id_: len(id_.encode()))
+    longest = max(map(file_name, dataset.ids[:n]), key=lambda name: len(name.encode()))
     manifest, bar = Manifest(place, methods, dataset.ids[:n]), partial(tqdm, unit="clip")
     try:
         for folder in methods:

@@ -27,12 +27,15 @@ def explain(method, **options):
         ("gradient", {}, 1, 1),
         ("integrated_gradients", {"steps": 10}, 10, 10),
         ("rise", {"samples": 20}, 20, 0),
-        ("step", {"iterations": 5, "areas": (0.1, 0.2)}, 12, 10),  # and a last look at each area
+        # and a last look at each area, at the clip, and at four random masks for each area
+        ("step", {"iterations": 5, "areas": (0.1, 0.2)}, 10 + 2 + 1 + 8, 10),
     ],
 )
 def test_passes_are_counted(method, options, forward, backward):
+    model, shown = Plain(), clips().repeat(2, 1, 1, 1, 1)
+    attribute("random", model, shown, 0)  # a new model is tried once
     # beyond these, two clips share one trial of the model in STEP, and where nothing else asks it
-    _, cost = measured(explain(method, **options), Plain(), clips().repeat(2, 1, 1, 1, 1), 0)
+    _, cost = measured(explain(method, **options), model, shown, 0)
     assert cost["forward"] == forward + (0.5 if method in ("random", "step") else 0)
     assert cost["backward"] == backward + (0.5 if method == "step" else 0)
     assert cost["seconds"] > 0
