@@ -85,8 +85,8 @@ KINDS = {  # what runs, what tells how far it is, what it makes
     "threads": (functools.partial(sweep, "threads"), MAPS, [MAPS]),
     "processes": (functools.partial(sweep, "processes"), MAPS, [MAPS]),
     "dask": (functools.partial(sweep, "dask"), MAPS, [MAPS]),
-    "training": (functools.partial(training, 0), "state.pt", ["model.*", "history.csv"]),
-    "loaders": (functools.partial(training, 1), "state.pt", ["model.*", "history.csv"]),
+    "training": (functools.partial(training, 0), "state.safetensors", ["model.*", "history.csv"]),
+    "loaders": (functools.partial(training, 1), "state.safetensors", ["model.*", "history.csv"]),
     "notebooks": (notebooks, NOTES, [NOTES, "runs/quick/notebooks/0?_?.ipynb"]),
 }
 KILLS = [
