@@ -200,14 +200,14 @@ class Manifest:
     A row per method, options and clip. The file grows: rows of other sweeps stay as they are.
     """
 
-    def __init__(self, folder: Path, methods: dict[str, dict], ids: list[str]):
+    def __init__(self, folder: Path, methods: dict[str, dict], ids: dict[int, str]):
         self.path, self.saved = folder / "manifest.csv", time.monotonic()
         left = dict.fromkeys(COLUMNS, "")
         left |= {"status": "left", "seconds": float("nan"), "attempts": 0}
         self.rows = {
             (method, i): left | dict(zip(KEY, (method, _said(own), id_), strict=True))
             for method, own in methods.items()
-            for i, id_ in enumerate(ids)
+            for i, id_ in ids.items()
         }
 
     def note(self, method: str, clips, outcomes: list[dict]) -> list[int]:

@@ -34,7 +34,7 @@ from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
 from stepkit.checks import one_of, require
 from stepkit.data import collate, load_dataset
-from stepkit.data.sample import file_name
+from stepkit.data.sample import balanced, file_name
 from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors
 from stepkit.models import load_model, precision_of
 from stepkit.preparation import prepare
@@ -60,7 +60,7 @@ def explain(
     progress: bool = False,
     **options,
 ) -> dict[str, Tensor]:
-    """Explain the first ``n`` clips of a dataset; clips that are done already are read from disk.
+    """Explain ``n`` clips of a dataset; clips that are done already are read from disk.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def explain(
     folder : str
         Names the innermost folder; the method by default. For several sets of options.
     n : int, optional
-        Clips, all by default.
+        So many clips, of all classes in turn (`stepkit.data.sample.balanced`); all by default.
     batch_size : int
         Clips in memory at once.
     seed : int
@@ -98,15 +98,14 @@ def explain(
     TypeError
         Part of the model or of the options cannot be named, see `stepkit.keys`.
     """
-    n = len(dataset) if n is None else n
-    require(0 < n <= len(dataset), "n", n, f"1..{len(dataset)} clips")
+    chosen = _chosen(dataset, n, seed)
+    n = len(chosen)
     place = Path(out) / dataset.name / model_name / (folder or method)
     named = _named(model)
     found: list[dict] = []
     bar = tqdm(total=n, desc=f"{method}, {dataset.name}", disable=not progress, leave=False)
     for start in range(0, n, batch_size):
-        chunk = range(start, min(start + batch_size, n))
-        samples = [dataset[i] for i in chunk]
+        samples = [dataset[i] for i in chosen[start : start + batch_size]]
         results, _ = _explained(method, model, samples, place, named, batch_size, seed, options)
         found += results
         bar.update(len(samples))
@@ -194,6 +193,14 @@ def _key(sample, named, method: str, options: dict, seed: int) -> str:
     )
 
 
+def _chosen(dataset, n: int | None, seed: int) -> list[int]:
+    """Return which clips: ``n``, of all classes in turn where the dataset tells them."""
+    n = len(dataset) if n is None else n
+    require(0 < n <= len(dataset), "n", n, f"1..{len(dataset)} clips")
+    told = hasattr(dataset, "targets") and hasattr(dataset, "classes")
+    return balanced(dataset, n, seed) if told else list(range(n))
+
+
 def _file(place: Path, name: str, key: str) -> Path:
     """Return where a result lies: other options, another model or clip, another file."""
     return place / f"{file_name(name)}.{key[:8]}.safetensors"
@@ -275,7 +282,7 @@ def run(
     model_name : str
         Names the folder; what the model *is* enters by a hash of its weights.
     n : int, optional
-        The first clips only.
+        So many clips only, of all classes in turn (`stepkit.data.sample.balanced`).
     batch_size : int
         Clips explained together, one job; more than one is for GPUs. Bytes depend on it.
     executor : concurrent.futures.Executor, optional
@@ -323,8 +330,7 @@ def run(
         require(type(value) is int and value >= least, name, value, f"at least {least}")
     require(type(retries) is int and retries >= 0, "retries", retries, "at least 0")
     dataset = source()
-    n = len(dataset) if n is None else n
-    require(0 < n <= len(dataset), "n", n, f"1..{len(dataset)} clips")
+    chosen = _chosen(dataset, n, seed)
     common = {
         "network": _pickled("network", network),
         "source": _pickled("source", source),
@@ -339,19 +345,19 @@ def run(
             method=folder.partition("@")[0],
             folder=folder,
             options=tuple(sorted(options.items())),
-            clips=tuple(range(start, min(start + batch_size, n))),
+            clips=tuple(chosen[start : start + batch_size]),
             **common,
         )
         for folder, options in methods.items()
-        for start in range(0, n, batch_size)
+        for start in range(0, len(chosen), batch_size)
     ]
-    place = Path(out) / dataset.name / model_name
-    longest = max(map(file_name, dataset.ids[:n]), key=lambda name: len(name.encode()))
-    manifest, bar = Manifest(place, methods, dataset.ids[:n]), partial(tqdm, unit="clip")
+    place, ids = Path(out) / dataset.name / model_name, {i: dataset.ids[i] for i in chosen}
+    longest = max(map(file_name, ids.values()), key=lambda name: len(name.encode()))
+    manifest, bar = Manifest(place, methods, ids), partial(tqdm, unit="clip")
     try:
         for folder in methods:
             probe(place / folder, longest + ".safetensors")
-        with unwound(), manifest, bar(total=n * len(methods), disable=not progress) as bar:
+        with unwound(), manifest, bar(total=len(ids) * len(methods), disable=not progress) as bar:
             for attempt in range(retries + 1):
                 failed = []
                 for job, outcomes, error in in_any_order(work, jobs, executor):

@@ -537,3 +537,25 @@ def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path, weights):
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert len(before) >= 2
+
+
+class Sorted(Synthetic):
+    """Clips of a list on disk: sorted by class."""
+
+    def __init__(self):
+        super().__init__("object", n=12, frames=3, size=24)
+        order = sorted(range(12), key=self.targets.__getitem__)
+        self.order, self.targets = order, [self.targets[i] for i in order]
+        self.ids = [self.ids[i] for i in order]
+
+    def __getitem__(self, i):
+        return super().__getitem__(self.order[i])
+
+
+def test_a_few_clips_of_a_sorted_list_are_of_all_classes(tmp_path):
+    table = sweep.run(Sorted, NETWORK, {"gradient": {}}, tmp_path, model_name="narrow", n=6)
+    shown = Sorted()
+    assert sorted(shown.targets[shown.ids.index(id_)] for id_ in table["clip"]) == [*range(6)]
+    maps = sweep.explain("gradient", NETWORK(), shown, tmp_path, model_name="narrow", n=6)["maps"]
+    assert len(maps) == 6
+    assert len(files(tmp_path)) == 6  # found, not made
