@@ -39,9 +39,10 @@ from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors
 from stepkit.models import load_model, precision_of
 from stepkit.preparation import prepare
 from stepkit.scheduler import Manifest, in_any_order, probe, unwound
-from stepkit.scheduler import executor as executor  # beside `run`, for users
+from stepkit.scheduler import executor as _executor
 from stepkit.settings import read_settings
 
+executor = _executor  # beside `run`, for users
 TOGETHER = 8  # clips in memory at once
 CHUNK = 16  # perturbed copies of one clip that go through the network together
 
