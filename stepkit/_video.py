@@ -4,6 +4,7 @@ Floor below `stepkit.sources`. A source here is a path or a binary file.
 """
 
 import io
+import time
 import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from stepkit.checks import require
 
 # Small files can unfold without end: what is beyond any camera is refused before it fills memory.
 MOST_FRAMES = 500_000  # at a time: 5 hours at 25 a second
+MOST_SECONDS = 3_600  # of decoding them
 MOST_PIXELS = 2**26  # of one frame: twice 8K
 
 # Demuxers of FFmpeg that hold their pictures themselves. Others draw text (tty, bin), or follow
@@ -156,6 +158,7 @@ def _settled(frames, damage):
 
 def _decode(source, line, first, damage):
     index, decoded = (bisect_left(line.pts, first[0]) if first else 0) - 1, 0
+    end = time.monotonic() + MOST_SECONDS
     with open_video(source) as (container, stream, decoder):
         if stream.codec_context.color_trc in HDR:
             kind = HDR[stream.codec_context.color_trc]
@@ -171,9 +174,11 @@ def _decode(source, line, first, damage):
                 damage.append(index + 1)
             for frame in decoder.decode(packet):
                 decoded += 1
+                advice = "a part of it at a time: start and stop, or cut it first"
                 if decoded > MOST_FRAMES:
-                    advice = "a part of it at a time: start and stop, or cut it first"
                     refuse(source, f"of more than {MOST_FRAMES} frames", advice)
+                if time.monotonic() > end:
+                    refuse(source, f"of more than {MOST_SECONDS} seconds of decoding", advice)
                 if first and frame.pts is not None and frame.pts < first[0]:
                     continue  # on the way to the key frame, or leading it
                 index += 1

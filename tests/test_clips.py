@@ -705,6 +705,14 @@ def test_a_video_that_unfolds_into_too_many_frames_is_refused(tmp_path, monkeypa
             read(path)
 
 
+def test_a_video_that_takes_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(_video, "MOST_SECONDS", -1)
+    path = video(tmp_path / "a.mp4", noise(8))
+    for read in (read_frames, read_clip):
+        with pytest.raises(ValueError, match="seconds of decoding, expected a part of it"):
+            read(path)
+
+
 def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(_video, "MOST_PIXELS", 100)
     monkeypatch.setattr(_video, "_packets", lambda *a: pytest.fail("decoded"))

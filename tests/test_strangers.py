@@ -556,7 +556,7 @@ def test_the_page_names_the_limits_that_the_code_has():
     rows = [line for line in page.splitlines() if line.startswith("|")][2:]
     said = [[int(each.replace(",", "")) for each in re.findall(r"\d[\d,]*", row)] for row in rows]
     assert said == [
-        [_video.MOST_PIXELS, _video.MOST_FRAMES],
+        [_video.MOST_PIXELS, _video.MOST_FRAMES, _video.MOST_SECONDS],
         [sources.MOST_BYTES],
         [panels.MAX_BYTES >> 20, panels.MAX_FRAMES, panels.MAX_SIDE],
         [annotations.MOST_BYTES, MOST_STEPS, ucf101.MOST_BOXES],
