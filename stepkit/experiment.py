@@ -25,24 +25,13 @@ from stepkit.files import read_table, read_tensors, write_table, write_tensors, 
 from stepkit.metrics.curves import filled
 from stepkit.models import device_of, frozen, load_model, precision_of
 from stepkit.preparation import prepare
+from stepkit.published.scores import PRINTED
 from stepkit.scores import probability
 from stepkit.training import PAPER, Recipe, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
 UNPERTURBED = "_unperturbed"
-PAPER_METHODS = [  # in the order of Table V
-    "random",
-    "gradient_x_input",
-    "gradient",
-    "integrated_gradients",
-    "smoothgrad",
-    "smoothgrad_squared",
-    "blur_ig",
-    "xrai",
-    "excitation_backprop",
-    "grad_cam",
-    "step",
-]
+PAPER_METHODS = ["random", *PRINTED, "step"]  # in the order of Table V
 _POINTS = {"integrated_gradients": "steps", "blur_ig": "steps", "xrai": "steps"}
 _POINTS |= {"smoothgrad": "samples", "smoothgrad_squared": "samples"}
 
