@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from stepkit import stats
-from stepkit.files import write_whole
-from stepkit.memory import give_back
-from stepkit.preparation import has_bfloat16
+from stepkit._files import write_whole
+from stepkit._memory import give_back
+from stepkit.prepare import has_bfloat16
 
 CPU = torch.device("cpu")
 TABLE = Path(__file__).parents[1] / "results" / "benchmarks.csv"

@@ -20,8 +20,8 @@ from common import difference, record, row
 
 import stepkit as sk
 from stepkit.attribution import PRESETS
-from stepkit.experiment import Experiment
 from stepkit.models import precision_of
+from stepkit.study import Experiment
 
 SLOW, FAST, FIFTH = "step@default", "step@fast", "step@fifth"
 VARIANTS = {

@@ -11,9 +11,9 @@ from common import TABLE
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from stepkit.files import write_whole
-from stepkit.plots import plot_intervals
+from stepkit._files import write_whole
 from stepkit.viz import DPI, FONT
+from stepkit.viz.plots import plot_intervals
 
 OUT = Path(__file__).parents[1] / "figures"
 

@@ -28,12 +28,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import stepkit as sk
-from stepkit.attribution import masks
-from stepkit.attribution.masks import SHARPNESS, MaskGeometry, core_kernel, core_loss
+from stepkit._kernels import by_voxel
+from stepkit._memory import kept
+from stepkit.attribution import smoothmax
+from stepkit.attribution.smoothmax import SHARPNESS, MaskGeometry, core_kernel, core_loss
 from stepkit.attribution.step import _log_probabilities, _Objective, _settings
-from stepkit.kernels import by_voxel
-from stepkit.memory import kept
-from stepkit.preparation import has_bfloat16
+from stepkit.prepare import has_bfloat16
 from stepkit.removal import blur
 
 AREAS = (0.05, 0.10, 0.15, 0.20)
@@ -171,11 +171,11 @@ def disagreement(given) -> float:
     With the network that is free, and without sharing among values that nearly tie, which a sort
     does not have.
     """
-    tie, masks.TIE = masks.TIE, 0.0
+    tie, smoothmax.TIE = smoothmax.TIE, 0.0
     try:
         exact, found = twin(Free(), *given)(), ours(Free(), *given)()
     finally:
-        masks.TIE = tie
+        smoothmax.TIE = tie
     return float((found - exact).abs().max() / exact.abs().max())
 
 

@@ -21,11 +21,11 @@ from torch import nn
 
 import stepkit as sk
 from stepkit import metrics
+from stepkit.attribution.supervoxels import supervoxels
 from stepkit.attribution.xrai import LEAST, rank_regions
 from stepkit.data import Synthetic
 from stepkit.models import find_layer, out_of_place
 from stepkit.removal import black
-from stepkit.segments import supervoxels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import ranked_regions

@@ -11,9 +11,9 @@ import torch
 from common import record, row, seconds
 from iteration import AREAS, drawn, plain_parts
 
-from stepkit.attribution.masks import MaskGeometry, area_loss, core_kernel, core_loss
+from stepkit._kernels import by_voxel
+from stepkit.attribution.smoothmax import MaskGeometry, area_loss, core_kernel, core_loss
 from stepkit.attribution.step import _settings
-from stepkit.kernels import by_voxel
 from stepkit.removal import blur, read
 
 

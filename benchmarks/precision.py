@@ -12,7 +12,7 @@ import torch
 from common import difference, record, row
 
 import stepkit as sk
-from stepkit.experiment import Experiment
+from stepkit.study import Experiment
 
 CELLS = [("r2plus1d_narrow", d) for d in ("appearance", "object", "motion")]
 CELLS += [("r50l_narrow", "appearance")]

@@ -11,7 +11,7 @@ import tempfile
 __version__ = "0.1.0"  # said here alone: a clone on the path has no metadata
 
 # PyTorch's threads spin for milliseconds when they have no work, on the cores that STEP's own loops
-# (`stepkit.kernels`) want next: let them sleep. Without effect where torch was imported before.
+# (`stepkit._kernels`) want next: let them sleep. Without effect where torch was imported before.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 try:
     getpass.getuser()
@@ -19,15 +19,16 @@ except (KeyError, OSError):  # a number without a name, as in containers: torch 
     _folder = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _folder)
 
-from stepkit import data, metrics, models, plots, removal, scores, stats, sweep, training, viz
-from stepkit.adapt import wrap
+from stepkit import data, metrics, models, removal, stats, sweep, training, viz
 from stepkit.attribution import attribute, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import load_dataset
 from stepkit.metrics import deletion, insertion, pointing_game, reliability
-from stepkit.models import load_model
-from stepkit.preparation import prepare
-from stepkit.viz import save_video, show
+from stepkit.models import scores
+from stepkit.models.wrapped import wrap
+from stepkit.networks import load_model
+from stepkit.prepare import prepare
+from stepkit.viz import plots, save_video, show
 
 __all__ = [
     "attribute",

@@ -1,6 +1,6 @@
 """Video files, decoded by FFmpeg through PyAV: jumps to a scene, and damage is noticed.
 
-Floor below `stepkit.sources`. A source here is a path or a binary file.
+Floor below `stepkit._sources`. A source here is a path or a binary file.
 """
 
 import io
@@ -19,7 +19,7 @@ from av.codec.context import CodecContext, Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from stepkit.checks import require
+from stepkit._checks import require
 
 # Small files can unfold without end: what is beyond any camera is refused before it fills memory.
 MOST_FRAMES = 500_000  # at a time: 5 hours at 25 a second

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stepkit.checks import one_of, require
-from stepkit.sources import as_source, between, guess_count, lazy_frames, name_of, warn_of
+from stepkit._checks import one_of, require
+from stepkit._sources import as_source, between, guess_count, lazy_frames, name_of, warn_of
 
 MEAN = (0.43216, 0.394666, 0.37645)  # of Kinetics-400, RGB in [0, 1]
 STD = (0.22803, 0.22145, 0.216989)

@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from stepkit import metrics, stats
-from stepkit.experiment import Experiment
+from stepkit.study import Experiment
 
 
 def of_maps(

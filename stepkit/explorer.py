@@ -19,7 +19,7 @@ import ipywidgets as widgets
 import pandas as pd
 from torch import Tensor
 
-from stepkit import checks, metrics, panels
+from stepkit import _checks, metrics, panels
 from stepkit.attribution import PRESETS, attribute, step
 from stepkit.attribution import methods as known_methods
 from stepkit.panels import KINDS, SUM
@@ -78,30 +78,32 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     """
     models = models if isinstance(models, Mapping) else {"model": models}
     clips = clips if isinstance(clips, Mapping) else {"clip": clips}
-    checks.require(len(models) > 0, "models", "none", "at least one")
-    checks.require(len(clips) > 0, "clips", "none", "at least one")
+    _checks.require(len(models) > 0, "models", "none", "at least one")
+    _checks.require(len(clips) > 0, "clips", "none", "at least one")
     methods = {**methods}
     methods.setdefault("step", METHODS["step"])
     for method in methods:
-        checks.one_of("methods", method, known_methods().index)
+        _checks.one_of("methods", method, known_methods().index)
     for name, clip in clips.items():
-        checks.tensor(f"clips[{name!r}]", clip, "(3, T, H, W)")
+        _checks.tensor(f"clips[{name!r}]", clip, "(3, T, H, W)")
     first, start = next(iter(models.values())), next(iter(clips.values()))
     count = len(panels.probabilities(first, start))
     classes = list(map(str, range(count) if classes is None else classes))
-    checks.require(len(classes) == count, "classes", f"{len(classes)} names", f"{count}")
+    _checks.require(len(classes) == count, "classes", f"{len(classes)} names", f"{count}")
     for name, model in models.items():
         given = len(panels.probabilities(model, start))
-        checks.require(given == len(classes), f"models[{name!r}]", given, f"{len(classes)} classes")
+        _checks.require(
+            given == len(classes), f"models[{name!r}]", given, f"{len(classes)} classes"
+        )
     if not isinstance(targets, Mapping):
         targets = dict.fromkeys(clips, targets)
     known = {}
     for name, clip in clips.items():
         given = targets.get(name)
         given = panels.probabilities(first, clip).argmax() if given is None else given
-        known[name] = int(checks.targets(given, 1))
+        known[name] = int(_checks.targets(given, 1))
         fits = known[name] < count
-        checks.require(fits, "targets", known[name], f"classes 0..{count - 1}")
+        _checks.require(fits, "targets", known[name], f"classes 0..{count - 1}")
     return Explorer(dict(models), dict(clips), known, classes, maps or {}, methods, steps)
 
 
@@ -130,14 +132,14 @@ class Explorer(widgets.VBox):
     def _give(self, model: str, clip: str, method: str, found: Tensor) -> None:
         """Take a map or STEP's masks that the caller has."""
         for argument, name, names in (("model", model, self._models), ("clip", clip, self._clips)):
-            checks.one_of(f"maps, {argument}", name, names)
-        checks.one_of("maps, method", method, self._methods)
+            _checks.one_of(f"maps, {argument}", name, names)
+        _checks.one_of("maps, method", method, self._methods)
         several = method == "step" and found.ndim == 4
         size = (*([len(self._areas)] if several else []), *self._clips[clip].shape[1:])
         shape = "(A, T, H, W)" if several else "(T, H, W)"
         where = f"maps[{model!r}][{clip!r}][{method!r}]"
-        found = checks.tensor(where, found, shape).detach().cpu()
-        checks.require(tuple(found.shape) == size, where, f"shape {tuple(found.shape)}", size)
+        found = _checks.tensor(where, found, shape).detach().cpu()
+        _checks.require(tuple(found.shape) == size, where, f"shape {tuple(found.shape)}", size)
         self._facts["map", (model, clip, self._targets[clip], method)] = found
 
     # --- the controls ---
@@ -449,7 +451,7 @@ class Explorer(widgets.VBox):
         """Offer what is seen as links that hold the files themselves."""
         with self._lock:
             rows = {name: row for name, row in self.rows.items() if row.seen}
-            checks.require(len(rows) > 0, "downloads", "no map yet", "an explanation")
+            _checks.require(len(rows) > 0, "downloads", "no map yet", "an explanation")
             links, tables = [], []
             for name, row in rows.items():
                 key = model, clip, target, method = self._key(name)

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stepkit import checks, metrics, viz
+from stepkit import _checks, metrics, viz
 from stepkit import removal as removals
+from stepkit._sources import guess_count
 from stepkit.attribution import heatmap
 from stepkit.clips import frame_size, read_clip, unnormalise
 from stepkit.models import check_model, device_of, frozen
-from stepkit.sources import guess_count
 
 KINDS = ("clip", "overlay", "kept", "mask", "inserted")
 SUM, KEEP = "sum", 0.15  # the heatmap instead of one area's mask, and the share of it that is kept
@@ -236,15 +236,15 @@ def read_upload(name: str, content, frames: int, size: tuple[int, int]) -> Tenso
     """
     length = f"{len(content) / 2**20:.1f} MB"
     fits = 0 < len(content) <= MAX_BYTES
-    checks.require(fits, name, length, f"a video of at most {MAX_BYTES >> 20} MB")
+    _checks.require(fits, name, length, f"a video of at most {MAX_BYTES >> 20} MB")
     # Without a name FFmpeg goes by content alone.
     source = io.BytesIO(content)
     try:
         count, side = guess_count(source), max(frame_size(source))
         many = f"{count} frames"
-        checks.require(count > 1, name, many, "a video of two frames or more")
-        checks.require(count <= MAX_FRAMES, name, many, f"at most {MAX_FRAMES}; cut it first")
-        checks.require(side <= MAX_SIDE, name, f"{side} pixels wide or high", f"{MAX_SIDE}")
+        _checks.require(count > 1, name, many, "a video of two frames or more")
+        _checks.require(count <= MAX_FRAMES, name, many, f"at most {MAX_FRAMES}; cut it first")
+        _checks.require(side <= MAX_SIDE, name, f"{side} pixels wide or high", f"{MAX_SIDE}")
         return read_clip(source, frames, size)
     except ValueError as error:
         raise ValueError(str(error).replace("a BytesIO", repr(name))) from None

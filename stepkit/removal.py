@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepkit import kernels
-from stepkit.checks import clips as check_clips
-from stepkit.checks import one_of, require, tensor
+from stepkit import _kernels
+from stepkit._checks import clips as check_clips
+from stepkit._checks import one_of, require, tensor
 from stepkit.clips import MEAN, STD
 
 
@@ -93,8 +93,8 @@ def read(ladder: Tensor, mask: Tensor) -> Tensor:
     ladder is not copied per mask: each voxel gathers the two rungs that it needs.
     """
     steps = ladder.shape[1] - 1
-    if kernels.usable(ladder, mask) and not ladder.requires_grad:
-        return kernels.read(ladder, mask)
+    if _kernels.usable(ladder, mask) and not ladder.requires_grad:
+        return _kernels.read(ladder, mask)
     height = mask[:, :, None] * steps  # (N, A, 1, T, H, W)
     if steps == 1:
         return ladder[:, :1] + height * (ladder[:, 1:] - ladder[:, :1])

@@ -22,8 +22,8 @@ from pathlib import Path
 from PIL import Image
 
 from stepkit import __version__
-from stepkit.checks import warn
-from stepkit.files import read_table, write_whole
+from stepkit._checks import warn
+from stepkit._files import read_table, write_whole
 
 HASH = "stepkit_sha256"  # in the metadata of executed notebooks
 INERT = "application/vnd.jupyter.widget-view+json"
@@ -89,7 +89,7 @@ def keep_claims(folder: Path, profile: str, path: Path) -> int:
         return 0
     import pandas as pd
 
-    from stepkit.experiment import Experiment
+    from stepkit.study import Experiment
 
     claims = Experiment(str(folder)).claims()
     claims.insert(0, "profile", profile)

@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stepkit.settings import read_settings, read_yaml
+from stepkit._settings import read_settings, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = "quick"
@@ -60,7 +60,7 @@ def reproduce(
     only : sequence of str
         Numbers or names of notebooks; empty: those of the profile.
     settings : sequence of str
-        ``"key=value"``, as `stepkit.settings.read_settings` takes them; they win over the profile.
+        ``"key=value"``, as `stepkit._settings.read_settings` takes them; they win over the profile.
     data : path, optional
         Passed to the notebooks that have a parameter ``data``.
     out : path, optional

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stepkit.checks import one_of, warn
-from stepkit.files import write_whole
+from stepkit._checks import one_of, warn
+from stepkit._files import write_whole
 
 try:
     import fcntl

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from stepkit.checks import require
+from stepkit._checks import require
 
 FEW_SCENES = 30  # with fewer, the percentile bootstrap covers too little
 _BLOCK = 1_000_000  # counts of draws that are held at once; does not change the result

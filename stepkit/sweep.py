@@ -1,7 +1,7 @@
 """Attribution over a dataset: one whole file per clip, found again instead of made again.
 
 ``<out>/<dataset>/<model>/<method>/<clip>.<key>.safetensors`` holds a map, and for STEP its masks
-too. A file carries the key of all that it depends on (`stepkit.keys`), of which its name has the
+too. A file carries the key of all that it depends on (`stepkit._keys`), of which its name has the
 first digits, and a hash of its content; a damaged one is made anew. Files are written under a
 temporary name and renamed, so that a killed run leaves whole files only, resumes, and ends with the
 same bytes.
@@ -28,19 +28,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import keys
+from stepkit import _keys
+from stepkit._checks import one_of, require
+from stepkit._files import fingerprint, is_damaged, read_tensors, write_tensors
+from stepkit._settings import read_settings
 from stepkit.attribution import BLANK, PRESETS, filled, heatmap, is_blank, quietly, runner, step
 from stepkit.attribution import methods as methods_table
 from stepkit.attribution.cost import measured
-from stepkit.checks import one_of, require
 from stepkit.data import collate, load_dataset
 from stepkit.data.sample import balanced, file_name
-from stepkit.files import fingerprint, is_damaged, read_tensors, write_tensors
-from stepkit.models import load_model, precision_of
-from stepkit.preparation import prepare
+from stepkit.models import precision_of
+from stepkit.networks import load_model
+from stepkit.prepare import prepare
 from stepkit.scheduler import Manifest, in_any_order, probe, unwound
 from stepkit.scheduler import executor as _executor
-from stepkit.settings import read_settings
 
 executor = _executor  # beside `run`, for users
 TOGETHER = 8  # clips in memory at once
@@ -97,7 +98,7 @@ def explain(
     Raises
     ------
     TypeError
-        Part of the model or of the options cannot be named, see `stepkit.keys`.
+        Part of the model or of the options cannot be named, see `stepkit._keys`.
     """
     chosen = _chosen(dataset, n, seed)
     n = len(chosen)
@@ -175,15 +176,15 @@ def clip_seed(seed: int, clip_id: str) -> int:
 
 def _named(model: nn.Module) -> Callable[[str], str]:
     """Return a call that names the model, once for each tag: tensors take a while to hash."""
-    facts = {"precision": precision_of(model), "library": keys.library(*keys.MAPS)}
-    return functools.cache(lambda tag: keys.key(model=keys.model(model, tag), **facts))
+    facts = {"precision": precision_of(model), "library": _keys.library(*_keys.MAPS)}
+    return functools.cache(lambda tag: _keys.key(model=_keys.model(model, tag), **facts))
 
 
 def _key(sample, named, method: str, options: dict, seed: int) -> str:
     tag = options.get("tag", "")
     require(isinstance(tag, str), "tag", repr(tag), "a text")
     rest = {name: value for name, value in options.items() if name != "tag"}
-    return keys.key(
+    return _keys.key(
         clip=fingerprint({"clip": sample.clip}),
         target=int(sample.target),
         id=sample.id,

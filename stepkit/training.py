@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from stepkit import files, keys
-from stepkit.checks import require, warn
+from stepkit import _files, _keys
+from stepkit._checks import require, warn
 from stepkit.data.sample import collate
-from stepkit.models import device_of, frozen, load_model, load_weights
+from stepkit.models import device_of, frozen
+from stepkit.networks import load_model, load_weights
 from stepkit.removal import Removal, blur, gaussian_blur
 from stepkit.scheduler import end_with_parent
 
@@ -48,7 +49,7 @@ class Recipe:
         Share of the training clips from which random blobs are removed (`remove_at_random`); it
         rises from 0 to this over the first half of the epochs.
     start : str
-        Where `fit` starts: ``weights`` of `stepkit.models.load_model`, such as
+        Where `fit` starts: ``weights`` of `stepkit.networks.load_model`, such as
         ``"KINETICS400_V1"``, or the name of a checkpoint that travels with stepkit. Empty: fresh
         weights.
     """
@@ -132,7 +133,7 @@ def train(
     progress : bool
         Show a bar.
     tag : str
-        Stands for code and attributes of a network that no key can name, see `stepkit.keys`.
+        Stands for code and attributes of a network that no key can name, see `stepkit._keys`.
 
     Returns
     -------
@@ -151,7 +152,7 @@ def train(
     require(not shared, "validation", f"{len(shared)} clips of the training part", "other clips")
     out = Path(out)
     run = describe(model, dataset, validation, recipe, seed, removal, tag)
-    best, table = files.read_tensors(out / MODEL, run), files.read_table(out / HISTORY)
+    best, table = _files.read_tensors(out / MODEL, run), _files.read_table(out / HISTORY)
     if best and table is not None and len(table) == recipe.epochs:
         model.load_state_dict(best)
         return table
@@ -194,9 +195,9 @@ def train(
         packed = io.BytesIO()
         torch.save(state, packed)
         packed = torch.frombuffer(packed.getbuffer(), dtype=torch.uint8)
-        files.write_tensors(out / STATE, run, {"state": packed})
+        _files.write_tensors(out / STATE, run, {"state": packed})
     table = pd.DataFrame(history)
-    files.write_table(out / HISTORY, table)
+    _files.write_table(out / HISTORY, table)
     load_weights(model, out / MODEL)
     return table
 
@@ -285,7 +286,7 @@ def fit(
     Parameters
     ----------
     name : str
-        Of the model, see `stepkit.models.load_model`.
+        Of the model, see `stepkit.networks.load_model`.
     shipped : bool
         False: train in any case. A checkpoint of ``stepkit/weights`` is used only if it was made
         from the same data, recipe and seed as are asked for here.
@@ -307,17 +308,17 @@ def fit(
     start = ours if ours.is_file() else recipe.start or None
     model = load_model(name, len(dataset.classes), start, seed=seed).to(device)
     removal = options.get("removal")
-    usual = keys.key(removal=removal or blur()) == keys.key(removal=blur())
+    usual = _keys.key(removal=removal or blur()) == _keys.key(removal=blur())
     asked = recipe_of(name, dataset, validation, recipe, seed) if shipped and usual else None
     for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if asked else ():
-        found = files.read(checkpoint)
+        found = _files.read(checkpoint)
         if found is None:
             warn(f"{checkpoint}: damaged, left out")
         elif found[0] == asked:
             model.load_state_dict(found[1])
             return model, pd.read_csv(checkpoint.with_suffix(".csv")), "shipped"
     run = describe(model, dataset, validation, recipe, seed, removal)
-    out = Path(out) / keys.key(run=run)[:8]
+    out = Path(out) / _keys.key(run=run)[:8]
     history = train(model, dataset, validation, out, recipe, seed=seed, **options)
     return model.eval(), history, "trained here"
 
@@ -336,11 +337,11 @@ def describe(
     That is the network as it is at the start, both parts of the data, and how it is trained.
     """
     facts = {
-        "model": keys.model(model, tag),
-        "data": keys.data(dataset),
-        "validation": [keys.data(validation), getattr(validation, "epoch", 0)],
-        "removal": keys.key(removal=removal or blur()),
-        "library": keys.library(*keys.TRAINING),
+        "model": _keys.model(model, tag),
+        "data": _keys.data(dataset),
+        "validation": [_keys.data(validation), getattr(validation, "epoch", 0)],
+        "removal": _keys.key(removal=removal or blur()),
+        "library": _keys.library(*_keys.TRAINING),
         "seed": seed,
         **{name: value for name, value in asdict(recipe).items() if name != "start"},  # in model
     }
@@ -353,7 +354,7 @@ def recipe_of(name: str, dataset, validation, recipe: Recipe, seed: int) -> str:
     It is the checkpoint of that recipe as long as stepkit ships it: neither stepkit's code and
     version nor the bytes of fresh weights, which differ between machines, make it another.
     """
-    parts = [keys.data(part) for part in (dataset, validation)]
+    parts = [_keys.data(part) for part in (dataset, validation)]
     parts = [{key: value for key, value in part.items() if key != "code"} for part in parts]
     facts = {"model": name, "data": parts, "seed": seed}
     return json.dumps(facts | asdict(recipe))
@@ -361,7 +362,7 @@ def recipe_of(name: str, dataset, validation, recipe: Recipe, seed: int) -> str:
 
 def save_model(model: nn.Module, path: str | Path, run: str = "") -> None:
     """Write the model's tensors to a ``.safetensors`` file, and what made them (`describe`)."""
-    files.write_tensors(Path(path), run, model.state_dict())
+    _files.write_tensors(Path(path), run, model.state_dict())
 
 
 def _begin_loading(_: int) -> None:
@@ -412,7 +413,7 @@ def _optimiser(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
 
 def _resume(out: Path, run: str, model, optimiser, schedule) -> list[dict]:
     """Load the state that a killed run left; return its history, empty for a new run."""
-    found = {name: files.read(out / name) for name in (MODEL, STATE) if (out / name).is_file()}
+    found = {name: _files.read(out / name) for name in (MODEL, STATE) if (out / name).is_file()}
     for known, _ in filter(None, found.values()):
         given, wanted = json.loads(known or "{}"), json.loads(run)
         differ = ", ".join(name for name in wanted if given.get(name) != wanted[name])

@@ -6,7 +6,7 @@ from test_models import Watched, same_state, state_of
 from torch import nn
 
 from stepkit import attribute, methods
-from stepkit.models import load_model
+from stepkit.networks import load_model
 
 FAST = {
     "step": {"iterations": 3, "areas": (0.1, 0.3)},

@@ -8,7 +8,7 @@ from test_models import Watched, same_state, state_of
 from torch import nn
 
 from stepkit import attribute, deletion, insertion, load_model, read_clip, removal, stats, step
-from stepkit.attribution.masks import MaskGeometry
+from stepkit.attribution.smoothmax import MaskGeometry
 
 
 def clips(n=2):

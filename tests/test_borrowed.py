@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import stepkit as sk
-from stepkit import memory, panels
+from stepkit import _memory, panels
 from stepkit.data import Synthetic, batch
-from stepkit.experiment import Experiment
+from stepkit.study import Experiment
 from stepkit.training import evaluate
 
 DATA = Synthetic("object", n=4, frames=4, size=24)
@@ -88,7 +88,7 @@ def state(model):
         "random": random.getstate(),
         "settings": [getattr(torch, name)() for name in names],
         "cudnn": [torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark],
-        "memory": memory._inside,
+        "memory": _memory._inside,
         "warnings": list(warnings.filters),
         "signals": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
         "environment": dict(os.environ),

@@ -13,8 +13,8 @@ from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from stepkit import attribute, load_model
+from stepkit.attribution._cells import in_time, watched
 from stepkit.attribution.cam import upsample
-from stepkit.attribution.cells import in_time, watched
 from stepkit.models import find_layer
 
 FAMILY = ("cam", "grad_cam", "grad_cam_pp", "score_cam")

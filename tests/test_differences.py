@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 
 from stepkit import differences, metrics, stats
-from stepkit.experiment import Experiment
+from stepkit.study import Experiment
 
 WHERE = {"model": "r2plus1d_narrow", "dataset": "appearance", "steps": 3}
 METHODS = {"random": {}, "gradient": {}, "integrated_gradients": {"steps": 2}}

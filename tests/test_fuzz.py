@@ -26,13 +26,13 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from stepkit import files, report
+from stepkit import _files, report
+from stepkit._settings import read_yaml
 from stepkit.clips import read_clip, read_frames
 from stepkit.data import epic, something
 from stepkit.data.ucf101 import read_annotations, read_split
-from stepkit.models import load_weights
+from stepkit.networks import load_weights
 from stepkit.panels import read_upload
-from stepkit.settings import read_yaml
 
 MORE_MEMORY = 3 << 29  # bytes of address space beyond what the imports take
 SECONDS = 10  # for one input
@@ -164,7 +164,7 @@ def cases() -> dict:
         "list": (10, [listed], of_file(read_split)),
         "yaml": (30, [yaml], of_bytes(lambda data: read_yaml("x", data.decode(errors="replace")))),
         "weights": (20, [weights], of_file(lambda path: load_weights(network(), path))),
-        "map": (10, [maps], of_file(files.read_tensors, "k")),
+        "map": (10, [maps], of_file(_files.read_tensors, "k")),
         "notebook": (20, [notebook()], read_notebook),
     }
 

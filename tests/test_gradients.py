@@ -17,8 +17,8 @@ from stepkit.attribution.gradients import (
     smoothgrad,
     smoothgrad_squared,
 )
+from stepkit.models.scores import probability
 from stepkit.removal import black, gaussian_blur
-from stepkit.scores import probability
 
 METHODS = {
     "gradient_x_input": {},

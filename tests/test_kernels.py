@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stepkit import kernels, removal
-from stepkit.attribution.masks import MaskGeometry, area_loss, top_share
+from stepkit import _kernels, removal
+from stepkit.attribution.smoothmax import MaskGeometry, area_loss, top_share
 
 SIZES = [(12, 10, 3, 2), (9, 13, 2, 3), (5, 3, 1, 1), (2, 7, 7, 11), (48, 48, 3, 5)]
 
@@ -57,7 +57,7 @@ def test_smooth_max_does_not_depend_on_the_number_of_threads():
 def test_power_of_two_over_all_exponents_it_can_meet():
     x = torch.linspace(0, kernels_limit := 29.0, 100_001)
     assert kernels_limit > 20 / torch.tensor(2.0).log()
-    found = torch.tensor([kernels._exp2.py_func(value) for value in x.numpy()[::50]])
+    found = torch.tensor([_kernels._exp2.py_func(value) for value in x.numpy()[::50]])
     assert (found / x[::50].double().exp2() - 1).abs().max() < 3e-7
 
 
@@ -74,7 +74,7 @@ def test_read(levels, threads):
 
 def test_a_ladder_by_voxel_reads_the_same():
     ladder, mask = draw(2, 8, 3, 4, 5, 6), draw(2, 3, 4, 5, 6, seed=1)
-    laid = kernels.by_voxel(ladder)
+    laid = _kernels.by_voxel(ladder)
     assert laid.equal(ladder)
     assert removal.read(laid, mask).equal(removal.read(ladder, mask))
 

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import nn
 
 import stepkit as sk
-from stepkit import attribution, files, keys, removal, scores, sweep, training
+from stepkit import _files, _keys, attribution, removal, sweep, training
 from stepkit.data import Synthetic
-from stepkit.experiment import Experiment
+from stepkit.models import scores
+from stepkit.study import Experiment
 from stepkit.training import QUICK, describe, train
 
-ROOT = Path(keys.__file__).parents[1]
+ROOT = Path(_keys.__file__).parents[1]
 
 
 def halved(x):
@@ -219,10 +220,10 @@ def test_a_change_of_the_library_is_made_anew(made, monkeypatch):
     monkeypatch.setitem(attribution._METHODS, "gradient", of_mine)
     assert [made(**g) for g in given] == [1, 0, 0]
     # the version
-    monkeypatch.setattr(keys, "__version__", "9.9")
-    keys.library.cache_clear()
+    monkeypatch.setattr(_keys, "__version__", "9.9")
+    _keys.library.cache_clear()
     assert [made(**g) for g in given] == [1, 1, 1]
-    keys.library.cache_clear()
+    _keys.library.cache_clear()
 
 
 def test_code_that_a_network_reaches_enters_and_its_comments_do_not(made, monkeypatch):
@@ -249,29 +250,29 @@ def test_code_that_a_network_reaches_enters_and_its_comments_do_not(made, monkey
 def test_the_librarys_own_code_counts_and_its_comments_do_not(monkeypatch, text, same):
     found = []
     for source in ("def f(x):\n    'same'\n    return x + 1\n", text):
-        monkeypatch.setattr(keys, "_SOURCES", {"models.py": source.encode(), "viz.py": b"1"})
-        found.append(keys.library.__wrapped__("models.py"))
+        monkeypatch.setattr(_keys, "_SOURCES", {"models.py": source.encode(), "viz.py": b"1"})
+        found.append(_keys.library.__wrapped__("models.py"))
     assert (found[0] == found[1]) == same
 
 
 def test_maps_depend_on_every_file_that_their_methods_import():
-    known, seen, todo = keys.MAPS, set(), {n for n in keys._SOURCES if n.startswith(keys.MAPS)}
+    known, seen, todo = _keys.MAPS, set(), {n for n in _keys._SOURCES if n.startswith(_keys.MAPS)}
     while todo:
         name = todo.pop()
         seen.add(name)
-        for line in keys._SOURCES[name].decode().splitlines():
+        for line in _keys._SOURCES[name].decode().splitlines():
             words = line.replace(",", " ").split()
             if words[:1] == ["from"] and words[1].startswith("stepkit"):
                 places = [words[1], *(f"{words[1]}.{word}" for word in words[3:])]
                 for place in places:
                     file = place.removeprefix("stepkit").strip(".").replace(".", "/") + ".py"
-                    if file in keys._SOURCES and file not in seen and file.startswith(known):
+                    if file in _keys._SOURCES and file not in seen and file.startswith(known):
                         todo.add(file)
-                    elif file in keys._SOURCES and not file.startswith(known):
+                    elif file in _keys._SOURCES and not file.startswith(known):
                         seen.add(file)
     # errors, memory and what reads a clip, whose content enters itself
     extra = {name for name in seen if not name.startswith(known)}
-    assert extra <= {"checks.py", "memory.py", "sources.py", "files.py", "data/__init__.py"}
+    assert extra <= {"_checks.py", "_memory.py", "_sources.py", "_files.py", "data/__init__.py"}
 
 
 # ---------------------------------------------------------------------------- what changes nothing
@@ -391,12 +392,14 @@ def test_the_same_things_have_one_name_wherever_they_lie():
         lambda: linecache.getline,
         lambda: (torch.relu, torch.Tensor.relu, nn.functional.gelu, np.exp),
     ]
-    names = [json.dumps(keys.name_of(make(), "x")) for make in cases]
-    assert names == [json.dumps(keys.name_of(make(), "x")) for make in cases]
+    names = [json.dumps(_keys.name_of(make(), "x")) for make in cases]
+    assert names == [json.dumps(_keys.name_of(make(), "x")) for make in cases]
     assert len(set(names)) == len(cases)
     assert not any("0x" in name for name in names)  # no addresses
-    assert keys.key(a=1, b=2) == keys.key(b=2, a=1)
-    assert len({keys.key(a=value) for value in (1, 1.0, True, "1", [1], {"1": 1}, None, b"1")}) == 8
+    assert _keys.key(a=1, b=2) == _keys.key(b=2, a=1)
+    assert (
+        len({_keys.key(a=value) for value in (1, 1.0, True, "1", [1], {"1": 1}, None, b"1")}) == 8
+    )
 
 
 def test_recursion_is_named_and_endless_lists_are_refused():
@@ -406,11 +409,11 @@ def test_recursion_is_named_and_endless_lists_are_refused():
     def even(n):
         return not n or odd(n - 1)
 
-    assert keys.key(f=odd) == keys.key(f=odd) != keys.key(f=even)
+    assert _keys.key(f=odd) == _keys.key(f=odd) != _keys.key(f=even)
     endless = []
     endless.append(endless)
     with pytest.raises(TypeError, match=r"x: got .*, which cannot be named \(maximum recursion"):
-        keys.key(x=endless)
+        _keys.key(x=endless)
 
 
 # ---------------------------------------------------------------------------------------- curves
@@ -510,16 +513,16 @@ def clip_files(root, shade=0, names=("one", "two")):
 
 
 def test_videos_are_known_by_their_content_not_by_their_names_or_place(tmp_path):
-    first = keys.data(clip_files(tmp_path / "a"))
-    assert keys.data(clip_files(tmp_path / "a")) == first
+    first = _keys.data(clip_files(tmp_path / "a"))
+    assert _keys.data(clip_files(tmp_path / "a")) == first
     (tmp_path / "a").rename(tmp_path / "moved")
     moved = sk.load_dataset("folder", "train", frames=2, size=24, data=str(tmp_path / "moved"))
-    assert keys.data(moved) == first
-    assert keys.data(clip_files(tmp_path / "b", shade=1)) != first
+    assert _keys.data(moved) == first
+    assert _keys.data(clip_files(tmp_path / "b", shade=1)) != first
     c = clip_files(tmp_path / "c")
     one, two, aside = (tmp_path / "c" / "train" / name for name in ("one", "two", "aside"))
     one.rename(aside), two.rename(one), aside.rename(two)  # class folders exchanged
-    assert keys.data(c.__class__(tmp_path / "c", 2, 24, "train", "train")) != first
+    assert _keys.data(c.__class__(tmp_path / "c", 2, 24, "train", "train")) != first
 
 
 # ------------------------------------------------------------------------------------- the store
@@ -533,17 +536,17 @@ def flip(content, at):
 
 def test_no_bit_of_a_file_of_tensors_can_turn_unseen(tmp_path):
     path, tensors = tmp_path / "a.safetensors", {"maps": torch.rand(2), "masks": torch.rand(1)}
-    files.write_tensors(path, "some key", tensors)
+    _files.write_tensors(path, "some key", tensors)
     whole = path.read_bytes()
-    assert set(files.read_tensors(path, "some key")) == {"maps", "masks"}
+    assert set(_files.read_tensors(path, "some key")) == {"maps", "masks"}
     for at in range(len(whole)):
         path.write_bytes(flip(whole, at))
-        found = files.read_tensors(path, "some key")
+        found = _files.read_tensors(path, "some key")
         assert found is None or all(found[name].equal(tensors[name]) for name in tensors), at
         assert found is None or set(found) == set(tensors), at
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert files.is_damaged(path)
+        assert _files.is_damaged(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "history.csv"])
@@ -578,7 +581,7 @@ def test_a_damaged_checkpoint_is_not_loaded(tmp_path):
     training.save_model(Net(), path)
     path.write_bytes(flip(path.read_bytes(), -3))
     with pytest.raises(ValueError, match=r"weights: got .*net.safetensors, damaged"):
-        sk.models.load_weights(Net(), path)
+        sk.networks.load_weights(Net(), path)
 
 
 def test_a_damaged_shipped_checkpoint_is_named_and_left_out(tmp_path, monkeypatch):
@@ -623,8 +626,8 @@ def test_a_damaged_table_is_named_and_left_out(tmp_path, harm):
 
 def test_a_text_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
-    files.write_text(path, "old")
-    real, calls = files.write_whole, []
+    _files.write_text(path, "old")
+    real, calls = _files.write_whole, []
 
     def dies(*given):
         calls.append(given)
@@ -632,16 +635,16 @@ def test_a_text_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         real(*given)
 
-    monkeypatch.setattr(files, "write_whole", dies)
+    monkeypatch.setattr(_files, "write_whole", dies)
     with pytest.raises(KeyboardInterrupt):
-        files.write_text(path, "new")
-    assert files.read_text(path) == "old"
-    files.write_text(path, "new")
-    assert files.read_text(path) == "new"
+        _files.write_text(path, "new")
+    assert _files.read_text(path) == "old"
+    _files.write_text(path, "new")
+    assert _files.read_text(path) == "new"
 
 
 def test_what_dead_processes_had_begun_is_removed(tmp_path):
-    host = files.socket.gethostname()
+    host = _files.socket.gethostname()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = [f".{host}-{dead.pid}-0123.part", f".{host}-{os.getpid()}-0123.part"]
@@ -650,6 +653,6 @@ def test_what_dead_processes_had_begun_is_removed(tmp_path):
         (tmp_path / name).write_bytes(b"half")
     for name in names[3:]:
         os.utime(tmp_path / name, (0, 0))
-    files.write_text(tmp_path / "a.txt", "whole")
+    _files.write_text(tmp_path / "a.txt", "whole")
     kept = {path.name for path in tmp_path.glob("*.part")}
     assert kept == {names[1], names[2]}  # of this process, and of another machine a moment ago

@@ -7,8 +7,8 @@ import pytest
 import reference
 import torch
 
-from stepkit.attribution import masks
-from stepkit.attribution.masks import (
+from stepkit.attribution import smoothmax
+from stepkit.attribution.smoothmax import (
     MaskGeometry,
     area_loss,
     core_kernel,
@@ -132,11 +132,11 @@ def test_compiled_as_for_a_gpu_the_smooth_max_is_the_same(monkeypatch):
     expected = geometry.spread(seeds), gradient(geometry.spread, seeds)
     compiled = []
     monkeypatch.setattr(
-        masks, "_fused", lambda loop, _: compiled.append(loop) or masks._compiled(loop)
+        smoothmax, "_fused", lambda loop, _: compiled.append(loop) or smoothmax._compiled(loop)
     )
     found = geometry.spread(seeds), gradient(geometry.spread, seeds)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    assert compiled == [masks._smooth_max] * 2 + [masks._smooth_max_back]
+    assert compiled == [smoothmax._smooth_max] * 2 + [smoothmax._smooth_max_back]
 
 
 def test_where_nothing_compiles_the_smooth_max_says_so_and_goes_on(monkeypatch):
@@ -144,7 +144,7 @@ def test_where_nothing_compiles_the_smooth_max_says_so_and_goes_on(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda loop, **how: fails)
-    run = masks._compiled.__wrapped__(lambda value: value + 1)
+    run = smoothmax._compiled.__wrapped__(lambda value: value + 1)
     with pytest.warns(UserWarning, match="STEP goes uncompiled, more slowly: no compiler"):
         assert run(1) == 2
     assert run(2) == 3

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepkit import memory
-from stepkit.models import frozen, load_model
+from stepkit import _memory
+from stepkit.models import frozen
+from stepkit.networks import load_model
 
 resource = pytest.importorskip("resource", reason="pages are counted on Unix only")
-SIZE = 320 << 20  # bytes; more than `memory.WORTH_GIVING`
+SIZE = 320 << 20  # bytes; more than `_memory.WORTH_GIVING`
 PAGES = SIZE // resource.getpagesize()
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-needs_glibc = pytest.mark.skipif(memory._glibc() is None, reason=f"no glibc on {sys.platform}")
+needs_glibc = pytest.mark.skipif(_memory._glibc() is None, reason=f"no glibc on {sys.platform}")
 
 
 def pages_asked_for(rounds: int = 4) -> int:
@@ -36,9 +37,9 @@ def held() -> int:
     HUGE.is_file() and "[always]" in HUGE.read_text(), reason="pages are huge: too few to count"
 )
 def test_freed_memory_is_used_again_inside_and_given_back_afterwards():
-    with memory.kept():
+    with _memory.kept():
         pages_asked_for()  # until there is room
-        with memory.kept():  # one inside does not end it for the other
+        with _memory.kept():  # one inside does not end it for the other
             pass
         assert pages_asked_for() < PAGES / 2
         before = held()
@@ -49,12 +50,12 @@ def test_freed_memory_is_used_again_inside_and_given_back_afterwards():
 def test_it_is_part_of_every_explanation_and_ends_with_an_error():
     def interrupted():
         with frozen(load_model("r2plus1d_narrow", 2)):
-            assert memory._inside == 1
+            assert _memory._inside == 1
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert memory._inside == 0
+    assert _memory._inside == 0
 
 
 @needs_glibc
@@ -62,18 +63,18 @@ def test_contexts_of_several_threads_overlap():
     together = threading.Barrier(4)
 
     def work(_):
-        with memory.kept():
+        with _memory.kept():
             together.wait(20)
-            inside = memory._inside
+            inside = _memory._inside
             together.wait(20)
         return inside
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(4))) == [4] * 4
-    assert memory._inside == 0
+    assert _memory._inside == 0
 
 
 def test_elsewhere_it_does_nothing(monkeypatch):
-    monkeypatch.setattr(memory, "_glibc", lambda: None)
-    with memory.kept():
-        assert memory._inside == 0
+    monkeypatch.setattr(_memory, "_glibc", lambda: None)
+    with _memory.kept():
+        assert _memory._inside == 0

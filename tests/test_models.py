@@ -8,15 +8,8 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.video import r2plus1d_18
 
-from stepkit.models import (
-    DetachedLSTM,
-    check_model,
-    find_layer,
-    fitting,
-    frozen,
-    load_model,
-    out_of_place,
-)
+from stepkit.models import check_model, find_layer, fitting, frozen, out_of_place
+from stepkit.networks import DetachedLSTM, load_model
 from stepkit.training import save_model
 
 NARROW = ("r2plus1d_narrow", "r50l_narrow")

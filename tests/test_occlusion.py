@@ -9,7 +9,7 @@ from torch import nn
 
 from stepkit import attribute, methods, removal
 from stepkit.attribution.occlusion import _grids, _ridge, _stretch, _switches, supervoxels
-from stepkit.models import load_model
+from stepkit.networks import load_model
 
 SMALL = {
     "occlusion": {"window": (1, 3, 4)},

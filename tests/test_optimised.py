@@ -17,7 +17,8 @@ from torchvision.models import resnet
 
 from stepkit import attribute, step
 from stepkit.attribution.optimised import _Activations, _defence, line_search
-from stepkit.models import load_model, out_of_place
+from stepkit.models import out_of_place
+from stepkit.networks import load_model
 
 SIZE = (2, 7, 10)  # T, H, W
 CELL = {"cell": 3}  # 3×4 cells, not square and not dividing the frame

@@ -9,11 +9,11 @@ import torch
 from torchvision.models import _api, resnet50
 from torchvision.models.video import r2plus1d_18
 
-from stepkit import files, training
+from stepkit import _files, training
 from stepkit.__main__ import main
 from stepkit.data import load_dataset
-from stepkit.experiment import UNPERTURBED, Experiment
 from stepkit.reproduce import ROOT, plan, read_profile
+from stepkit.study import UNPERTURBED, Experiment
 from stepkit.training import PAPER, fit, quick
 
 DATASETS = ["ucf101-24", "epic-object", "something-v2"]
@@ -142,7 +142,7 @@ def test_a_run_to_its_end_on_tiny_copies_of_all_three_datasets(data, tmp_path):
     assert (hits[DATASETS[:2]] > 0).all()
     assert hits["something-v2"] == 0  # no boxes, and no notebook minds
     (trained,) = folder.glob("models/r2plus1d_narrow_ucf101-24/*/model.safetensors")
-    made = json.loads(files.read(trained)[0])
+    made = json.loads(_files.read(trained)[0])
     assert (made["optimiser"], made["clips_per_video"]) == ("sgd", 3)
     retrained = pd.read_csv(folder / "scores" / "retrained.csv")
     assert retrained["dataset"].unique().tolist() == ["ucf101-24"]

@@ -1,6 +1,7 @@
 """Prepared models: the same function, faster; and memory that is kept between passes."""
 
 import copy
+import importlib
 import shutil
 
 import pytest
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 from torchvision.models.video import mvit_v2_s, s3d, swin3d_t
 
 import stepkit as sk
-from stepkit import preparation
 from stepkit.attribution.cost import counted
-from stepkit.models import find_layer, load_model, precision_of
-from stepkit.preparation import TILE, prepare
+from stepkit.models import find_layer, precision_of
+from stepkit.networks import load_model
+from stepkit.prepare import TILE, prepare
+
+preparation = importlib.import_module("stepkit.prepare")  # sk.prepare is the function
 
 
 def with_statistics(model):

@@ -12,15 +12,9 @@ from torchvision.models.video import r2plus1d_18
 
 from stepkit.attribution.excitation import excitation_backprop, lrp
 from stepkit.attribution.relevance import Rules, relevance
-from stepkit.models import (
-    DetachedLSTM,
-    R2Plus1DNarrow,
-    ResNetLSTM,
-    frozen,
-    load_model,
-    out_of_place,
-)
-from stepkit.scores import PROBABILITY
+from stepkit.models import frozen, out_of_place
+from stepkit.models.scores import PROBABILITY
+from stepkit.networks import DetachedLSTM, R2Plus1DNarrow, ResNetLSTM, load_model
 
 GAMMAS = (0, 0.25, math.inf)
 

@@ -15,6 +15,7 @@ import pytest
 
 from stepkit import report
 from stepkit.__main__ import main
+from stepkit._settings import read_settings
 from stepkit.reproduce import (
     ROOT,
     WATCHED,
@@ -24,7 +25,6 @@ from stepkit.reproduce import (
     read_profile,
     reproduce,
 )
-from stepkit.settings import read_settings
 
 DEFAULTS = """\
 out: str = ""  # folder of the run

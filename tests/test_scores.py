@@ -10,9 +10,9 @@ from torchvision.models import video
 from torchvision.transforms import Normalize
 
 import stepkit as sk
-from stepkit.adapt import Wrapped
 from stepkit.attribution import methods
 from stepkit.clips import MEAN, STD, normalise
+from stepkit.models.wrapped import Wrapped
 
 FEW = {  # options that make a method quick
     "step": {"preset": "fast", "iterations": 3},

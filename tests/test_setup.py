@@ -26,10 +26,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import stepkit
-from stepkit import kernels
+from stepkit import _kernels
 from stepkit.__main__ import parser
+from stepkit._settings import read_settings
 from stepkit.reproduce import QUICK, plan, read_profile
-from stepkit.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -114,12 +114,12 @@ def nameless(number):
     raise KeyError(number)
 importlib.metadata.distribution, pwd.getpwuid = installed, nameless
 import stepkit, torch
-from stepkit import kernels
-marks = kernels.top_share(torch.tensor([[[0.3, 0.1, 0.9, 0.5]]]), [2], 1e-6)
+from stepkit import _kernels
+marks = _kernels.top_share(torch.tensor([[[0.3, 0.1, 0.9, 0.5]]]), [2], 1e-6)
 print(stepkit.__file__, marks.flatten().tolist())
 from matplotlib.figure import Figure
-from stepkit import experiment, report
-experiment.Experiment("run").figure("empty", Figure(), "")
+from stepkit import study, report
+study.Experiment("run").figure("empty", Figure(), "")
 print(report.machine()["stepkit"])
 """
 
@@ -148,7 +148,7 @@ def test_loops_run_where_the_disk_is_full_and_where_their_cache_is_damaged(tmp_p
 
     def distance() -> float:
         values, out = np.full((1, 2), 3, np.float32), np.zeros(1, np.float32)
-        loop = kernels._compiled(kernels._distance.py_func)
+        loop = _kernels._compiled(_kernels._distance.py_func)
         loop(values, values.copy(), np.array([5]), out, 0, 1)  # Σ m(m - 2m) + 5
         return float(out[0])
 

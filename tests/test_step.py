@@ -18,8 +18,8 @@ from torch import nn
 from stepkit import removal
 from stepkit.attribution import Settings, StepResult, attribute, heatmap, step
 from stepkit.attribution.step import PRESETS
-from stepkit.preparation import prepare
-from stepkit.scores import PROBABILITY
+from stepkit.models.scores import PROBABILITY
+from stepkit.prepare import prepare
 
 SIZE = (3, 6, 7)  # T, H, W
 QUICK = {"iterations": 4, "areas": (0.1, 0.4), "learning_rate": 0.01}

@@ -29,16 +29,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 import stepkit as sk
-from stepkit import _video, panels, plots, report, settings, sources
+from stepkit import _settings, _sources, _video, panels, report
+from stepkit._settings import read_yaml
 from stepkit.clips import frame_count, read_frames
 from stepkit.data import annotations, epic, sample, something, ucf101
+from stepkit.data._unpickle import MOST_STEPS, unpickle
 from stepkit.data.folder import position
 from stepkit.data.sample import file_name
 from stepkit.data.ucf101 import frame_numbers, read_annotations, read_split
-from stepkit.data.unpickle import MOST_STEPS, unpickle
-from stepkit.models import load_weights
+from stepkit.networks import load_weights
 from stepkit.panels import plain_name, read_upload
-from stepkit.settings import read_yaml
+from stepkit.viz import plots
 
 # --- ids that become names of files --------------------------------------------------------------
 
@@ -168,7 +169,7 @@ def test_hostile_annotations_are_named_and_cost_no_memory(tmp_path, found, named
 )
 def test_what_a_pickle_may_not_ask_for_is_named(monkeypatch, data, named):
     if named == "more steps":
-        monkeypatch.setattr("stepkit.data.unpickle.MOST_STEPS", 1000)
+        monkeypatch.setattr("stepkit.data._unpickle.MOST_STEPS", 1000)
     with pytest.raises(ValueError, match=named):
         unpickle(data)
 
@@ -557,11 +558,11 @@ def test_the_page_names_the_limits_that_the_code_has():
     said = [[int(each.replace(",", "")) for each in re.findall(r"\d[\d,]*", row)] for row in rows]
     assert said == [
         [_video.MOST_PIXELS, _video.MOST_FRAMES, _video.MOST_SECONDS],
-        [sources.MOST_BYTES],
+        [_sources.MOST_BYTES],
         [panels.MAX_BYTES >> 20, panels.MAX_FRAMES, panels.MAX_SIDE],
         [annotations.MOST_BYTES, MOST_STEPS, ucf101.MOST_BOXES],
         [annotations.MOST_BYTES, epic.LONGEST],
-        [settings.MOST_SIGNS, settings.MOST_LEVELS],
+        [_settings.MOST_SIGNS, _settings.MOST_LEVELS],
         [],
         [sample.LONGEST],
     ]

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 
 import stepkit as sk
-from stepkit import files as whole_files
+from stepkit import _files as whole_files
 from stepkit import sweep
 from stepkit.__main__ import main
 from stepkit.attribution import attribute
 from stepkit.data import Synthetic, batch, load_dataset
-from stepkit.models import load_model
+from stepkit.networks import load_model
 from stepkit.training import save_model
 
 

@@ -6,7 +6,7 @@ import torch
 
 from stepkit import removal
 from stepkit.data import Synthetic, batch
-from stepkit.models import load_model, load_weights
+from stepkit.networks import load_model, load_weights
 from stepkit.training import (
     PAPER,
     QUICK,

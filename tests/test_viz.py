@@ -12,10 +12,10 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from stepkit import plots, viz
+from stepkit import viz
 from stepkit.clips import normalise
-from stepkit.plots import plot_curves, plot_history
-from stepkit.viz import display, frames_rgb, save_video, show
+from stepkit.viz import display, frames_rgb, plots, save_video, show
+from stepkit.viz.plots import plot_curves, plot_history
 
 T, H, W = 4, 20, 24
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -412,7 +412,7 @@ def test_video_is_written_whole_or_not_at_all(tmp_path, clip, monkeypatch):
     def full(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("stepkit.viz.os.replace", full)
+    monkeypatch.setattr("stepkit.viz.film.os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         save_video(path, clip)
     assert os.listdir(tmp_path) == ["a.mp4"]

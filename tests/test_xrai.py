@@ -10,9 +10,9 @@ from planted import Planted, near, tube
 from scipy.ndimage import label
 
 from stepkit import attribute
+from stepkit.attribution.supervoxels import supervoxels
 from stepkit.attribution.xrai import LEAST, rank_regions
 from stepkit.data import Synthetic
-from stepkit.segments import supervoxels
 
 CLIP = Synthetic("appearance", n=1, frames=4, size=(36, 28))[0].clip
 

@@ -10,11 +10,11 @@ from dataclasses import fields
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from stepkit._files import write_tensors
 from stepkit.data import Synthetic
-from stepkit.files import write_tensors
 from stepkit.training import WEIGHTS, Recipe, recipe_of
 
-VALIDATION = 120  # clips; `stepkit.experiment.Experiment.dataset`
+VALIDATION = 120  # clips; `stepkit.study.Experiment.dataset`
 
 
 def stamp(path) -> None:

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import checks
+from stepkit import _checks
+from stepkit._checks import clips as check_clips
+from stepkit._checks import one_of, require
+from stepkit._checks import targets as check_targets
 from stepkit.attribution.backprop import deconvnet, deeplift, guided_backprop
 from stepkit.attribution.cam import cam, grad_cam, grad_cam_pp, score_cam
 from stepkit.attribution.excitation import excitation_backprop, lrp
@@ -42,12 +45,9 @@ from stepkit.attribution.step import (
     step,
 )
 from stepkit.attribution.xrai import xrai
-from stepkit.checks import clips as check_clips
-from stepkit.checks import one_of, require
-from stepkit.checks import targets as check_targets
 from stepkit.models import check_model, device_of, frozen, inside, meet, uncompiled
-from stepkit.scores import PROBABILITY, Read, Score
-from stepkit.scores import named as named_score
+from stepkit.models.scores import PROBABILITY, Read, Score
+from stepkit.models.scores import named as named_score
 
 __all__ = ["PRESETS", "Settings", "StepResult", "attribute", "heatmap", "methods", "step"]
 
@@ -96,7 +96,7 @@ def attribute(
     score : str, Score or callable
         What is explained: by default Φ_c, the softmax probability of the target; ``"sigmoid"``,
         ``"value"``, ``"logit"``, a group of classes, a time step, a function of one's own, see
-        `stepkit.scores`. Methods that go back through layers begin at its logit.
+        `stepkit.models.scores`. Methods that go back through layers begin at its logit.
     batch_size : int
         Clips worked on at once; bounds the memory, does not change the result.
     progress : bool
@@ -120,7 +120,7 @@ def attribute(
 
     Examples
     --------
-    >>> from stepkit.models import load_model
+    >>> from stepkit.networks import load_model
     >>> model = load_model("r2plus1d_narrow", num_classes=6)
     >>> attribute("gradient", model, torch.randn(2, 3, 8, 48, 48), [0, 1]).shape
     torch.Size([2, 8, 48, 48])
@@ -129,7 +129,7 @@ def attribute(
     maps = quietly(method, model, clips, targets, **given, **options)
     blank = [i for i, values in enumerate(maps) if is_blank(values)]
     if blank:
-        checks.warn(f"{method}: the map of clips {blank} is {BLANK}")
+        _checks.warn(f"{method}: the map of clips {blank} is {BLANK}")
     return maps
 
 
@@ -164,7 +164,7 @@ def quietly(
     run = _METHODS[method].run
     for name in options:
         one_of("option", name, _options(run))
-    checks.model(model)
+    _checks.model(model)
     clips = check_clips(clips).detach()
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
     seeds = _clip_seeds(seed, len(clips))
@@ -199,7 +199,7 @@ def quietly(
                 maps[chunk] = run(model, *part, **given, **options).to(maps)
         if gradient and not maps[0].any():  # a rare answer: does any gradient arrive?
             check_model(model, *first, gradient=True)
-    require(checks.finite(maps), "model", f"NaN in {method}", "finite attributions")
+    require(_checks.finite(maps), "model", f"NaN in {method}", "finite attributions")
     return maps
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from stepkit.checks import require
+from stepkit._checks import require
+from stepkit.models.scores import PROBABILITY, Score
 from stepkit.removal import black
-from stepkit.scores import PROBABILITY, Score
 
 
 def deconvnet(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stepkit.attribution.cells import reader, watched
-from stepkit.checks import require
-from stepkit.scores import PROBABILITY, Score
+from stepkit._checks import require
+from stepkit.attribution._cells import reader, watched
+from stepkit.models.scores import PROBABILITY, Score
 
 
 def cam(
@@ -91,7 +91,7 @@ def grad_cam(
     grid_order : str, optional
         Of tokens, the last axis fastest: ``"thw"`` (VideoMAE, ViViT, MViT) or ``"hwt"``
         (TimeSformer). By default it is found out by changing halves of a clip
-        (`stepkit.attribution.cells`).
+        (`stepkit.attribution._cells`).
     """
     where = layer, grid, grid_order
     activation, slope = _activation_and_slope(model, clips, targets, score, *where)

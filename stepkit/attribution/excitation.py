@@ -7,12 +7,12 @@ import threading
 import torch
 from torch import Tensor, nn
 
+from stepkit._checks import require
+from stepkit.attribution._cells import reader, watched
 from stepkit.attribution.cam import upsample
-from stepkit.attribution.cells import reader, watched
 from stepkit.attribution.relevance import Rules, relevance
-from stepkit.checks import require
 from stepkit.models import find_layer
-from stepkit.scores import PROBABILITY, Score
+from stepkit.models.scores import PROBABILITY, Score
 
 
 def excitation_backprop(

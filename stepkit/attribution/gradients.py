@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
+from stepkit.models.scores import PROBABILITY, Score
 from stepkit.removal import Removal, gaussian_blur, named
-from stepkit.scores import PROBABILITY, Score
 
 DIFFERENCE = 0.01  # pixels of blur, for ∂g/∂σ in blur IG; the released code's
 

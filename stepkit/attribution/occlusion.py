@@ -9,10 +9,10 @@ and ``Lime`` agree (tests/test_occlusion.py).
 import torch
 from torch import Tensor, nn
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
+from stepkit.attribution.supervoxels import supervoxels
+from stepkit.models.scores import PROBABILITY, Score
 from stepkit.removal import Removal, named, read
-from stepkit.scores import PROBABILITY, Score
-from stepkit.segments import supervoxels
 
 LIME_WIDTH = 0.25  # of the kernel that weighs a sample by its distance from the clip
 LIME_RIDGE = 1.0  # penalty on the squared coefficients

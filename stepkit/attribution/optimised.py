@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from stepkit._checks import one_of, require
 from stepkit.attribution.cam import upsample
 from stepkit.attribution.step import Settings, step
-from stepkit.checks import one_of, require
+from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.removal import Removal, blur, named, read
-from stepkit.scores import PROBABILITY, Read, Score
 
 CELLS = 28  # mask cells along an edge in the sources, 8 px each on a 224×224 image
 EQUATION_2 = blur(levels=2)

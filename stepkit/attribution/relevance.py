@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from stepkit.checks import require
-from stepkit.scores import Score
+from stepkit._checks import require
+from stepkit.models.scores import Score
 
 
 def relevance(score: Tensor, neurons: list[Tensor], argument: str) -> list[Tensor]:

@@ -18,9 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import checks
+from stepkit import _checks
 from stepkit import removal as removals
-from stepkit.attribution.masks import (
+from stepkit._checks import clips as check_clips
+from stepkit._checks import one_of, require, warn
+from stepkit._checks import targets as check_targets
+from stepkit._kernels import by_voxel
+from stepkit.attribution.smoothmax import (
     MaskGeometry,
     area_loss,
     core_kernel,
@@ -28,21 +32,10 @@ from stepkit.attribution.masks import (
     kernel_length,
     random_masks,
 )
-from stepkit.checks import clips as check_clips
-from stepkit.checks import one_of, require, warn
-from stepkit.checks import targets as check_targets
-from stepkit.kernels import by_voxel
-from stepkit.models import (
-    check_model,
-    device_of,
-    fitting,
-    frozen,
-    precision_of,
-    uncompiled,
-)
+from stepkit.models import check_model, device_of, fitting, frozen, precision_of, uncompiled
+from stepkit.models.scores import PROBABILITY, Read, Score
+from stepkit.models.scores import named as named_score
 from stepkit.removal import Removal, gaussian_blur, read
-from stepkit.scores import PROBABILITY, Read, Score
-from stepkit.scores import named as named_score
 
 FULL_RUN = 1200  # iterations of the released code, for which the weights below were set
 FULL_SEEDS = 16 * 16 * 16  # seed cells of the paper's 16×112×112 clip
@@ -286,7 +279,7 @@ def step(
         still has a slope where large steps have lost the class.
     score : str, Score or callable
         What the masks keep: by default Φ_c, the softmax probability of the target; see
-        `stepkit.scores`.
+        `stepkit.models.scores`.
     batch_size : int, optional
         Clips optimised side by side; bounds the memory, does not change the result. By default 4,
         and on a CUDA device as many as its free memory takes.
@@ -314,13 +307,13 @@ def step(
 
     Examples
     --------
-    >>> from stepkit.models import load_model
+    >>> from stepkit.networks import load_model
     >>> model = load_model("r2plus1d_narrow", num_classes=6)
     >>> found = step(model, torch.randn(1, 3, 8, 48, 48), 2, iterations=2)
     >>> found.masks.shape
     torch.Size([1, 4, 8, 48, 48])
     """
-    checks.model(model)
+    _checks.model(model)
     check_clips(clips)
     clips = clips.detach()
     given = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)

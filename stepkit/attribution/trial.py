@@ -20,7 +20,7 @@ from torchvision.models.video import SwinTransformer3d
 
 from stepkit.attribution import _METHODS, TRIED, attribute
 from stepkit.attribution.cost import measured
-from stepkit.models import load_model
+from stepkit.networks import load_model
 
 QUICK = {  # enough to see whether and how a method works
     "step": {"iterations": 12},

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stepkit._checks import require
 from stepkit.attribution.gradients import path_gradient
-from stepkit.checks import require
+from stepkit.attribution.supervoxels import side_by_side, supervoxels
+from stepkit.models.scores import PROBABILITY, Score
 from stepkit.removal import constant
-from stepkit.scores import PROBABILITY, Score
-from stepkit.segments import side_by_side, supervoxels
 
 LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 voxels, released
 
@@ -26,8 +26,8 @@ def xrai(
 ) -> Tensor:
     """XRAI over 3-D supervoxels; (N, T, H, W), in each voxel its region's mean attribution.
 
-    The clip is cut at several scales (`stepkit.segments.supervoxels`). Integrated gradients, summed
-    over RGB and averaged over a black and a white baseline, say what a region is worth; see
+    The clip is cut at several scales (`supervoxels`). Integrated gradients, summed over RGB and
+    averaged over a black and a white baseline, say what a region is worth, see
     `rank_regions`. Unlike in the source, segments are not widened by 5 px, and unlike in the
     released code, the baselines do not depend on the other clips of a batch.
 

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
 from stepkit.data.epic import EpicObject
 from stepkit.data.folder import Folder
 from stepkit.data.sample import Batch, Sample, batch, collate

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepkit.checks import require
+from stepkit._checks import require
 
 _LISTS_IN = ("annotations", "splitfiles", "")  # under a root
 MOST_BYTES = 2**24  # of a list or an annotation: several times the largest of the three datasets

@@ -28,7 +28,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
+from stepkit._sources import _image as read_image
 from stepkit.data.annotations import (
     boxes_in_clip,
     class_names,
@@ -39,7 +40,6 @@ from stepkit.data.annotations import (
     report_missing,
 )
 from stepkit.data.folder import ClipFiles, find_clips, position
-from stepkit.sources import _image as read_image
 
 ANNOTATED_AT = (1080, 1920)  # H, W of every box in the lists
 EVERY = 30  # frames from one annotated frame to the next

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stepkit import keys
-from stepkit.checks import one_of, require
+from stepkit import _keys
+from stepkit._checks import one_of, require
+from stepkit._sources import IMAGES
 from stepkit.clips import frame_count, normalise, read_frames, sample_frames
 from stepkit.data.sample import Sample
-from stepkit.sources import IMAGES
 
 # of two files of one name the first listed counts: the containers that datasets come in lead
 _SUFFIXES = (
@@ -112,16 +112,16 @@ class ClipFiles(Dataset):
         return int(self._counts[i])
 
     def facts(self) -> dict:
-        """Return what the samples of all epochs depend on, see `stepkit.keys.data`.
+        """Return what the samples of all epochs depend on, see `stepkit._keys.data`.
 
         Every file is read for it, once in a process.
         """
         names = "split", "frames", "size", "mode", "part", "seed"
         facts = {name: getattr(self, name) for name in names}
         hashed = [[file_hash(file) for file in self.files(i)] for i in range(len(self))]
-        labels = keys.key(targets=self.targets, ids=self.ids, classes=list(self.classes))
-        code = [keys.library("data/", "clips.py", "sources.py", "_video.py"), av.__version__]
-        return facts | {"files": keys.key(files=hashed), "labels": labels, "code": code}
+        labels = _keys.key(targets=self.targets, ids=self.ids, classes=list(self.classes))
+        code = [_keys.library("data/", "clips.py", "sources.py", "_video.py"), av.__version__]
+        return facts | {"files": _keys.key(files=hashed), "labels": labels, "code": code}
 
     # what a dataset may know better
 

@@ -4,7 +4,7 @@ A dataset is a map-style ``torch.utils.data.Dataset`` with the attributes ``name
 paper's tables or of a stand-in), ``split``, ``classes`` (names, in order of their index), ``ids``
 (one string per sample, of which `file_name` makes the name of a file), ``targets`` (one class index
 per sample), ``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples. With ``facts()``
-it may tell what its samples depend on, for the key of a training (`stepkit.keys.data`), which
+it may tell what its samples depend on, for the key of a training (`stepkit._keys.data`), which
 otherwise hashes them all.
 """
 

@@ -15,7 +15,7 @@ import json
 import re
 from pathlib import Path
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
 from stepkit.data.annotations import class_names, content, find_list, in_share, report_missing
 from stepkit.data.folder import ClipFiles, find_clip, position
 

@@ -34,8 +34,8 @@ import skimage.util
 import torch
 from torch.utils.data import Dataset
 
-from stepkit import keys
-from stepkit.checks import one_of, require
+from stepkit import _keys
+from stepkit._checks import one_of, require
 from stepkit.clips import normalise
 from stepkit.data.sample import Sample
 
@@ -99,11 +99,11 @@ class Synthetic(Dataset):
         return self.n
 
     def facts(self) -> dict:
-        """Return what the samples of all epochs depend on, see `stepkit.keys.data`."""
+        """Return what the samples of all epochs depend on, see `stepkit._keys.data`."""
         names = "name", "split", "n", "frames", "size", "seed"
         facts = {name: getattr(self, name) for name in names}
-        labels = keys.key(targets=self.targets, ids=self.ids, classes=self.classes)
-        code = [keys.library("data/synthetic.py", "clips.py"), skimage.__version__]
+        labels = _keys.key(targets=self.targets, ids=self.ids, classes=self.classes)
+        code = [_keys.library("data/synthetic.py", "clips.py"), skimage.__version__]
         return facts | {"labels": labels, "code": code}
 
     def __getitem__(self, i: int) -> Sample:

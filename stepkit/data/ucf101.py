@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
+from stepkit._sources import _images as list_images
+from stepkit.data._unpickle import unpickle
 from stepkit.data.annotations import boxes_in_clip, content, find_list, report_missing
 from stepkit.data.folder import ClipFiles, find_clips, subfolders
-from stepkit.data.unpickle import unpickle
-from stepkit.sources import _images as list_images
 
 MOST_BOXES = 2**22  # of a file: several times pyannot.pkl
 ANNOTATED_AT = (240, 320)  # H, W of every box in the annotation, whatever size a video file has

@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from stepkit import removal as removals
-from stepkit.checks import clips as check_clips
-from stepkit.checks import one_of, require, tensor, warn
-from stepkit.checks import targets as check_targets
+from stepkit._checks import clips as check_clips
+from stepkit._checks import one_of, require, tensor, warn
+from stepkit._checks import targets as check_targets
+from stepkit.attribution.supervoxels import side_by_side, supervoxels
 from stepkit.models import check_model, device_of, frozen
+from stepkit.models.scores import PROBABILITY, Read, Score
+from stepkit.models.scores import named as named_score
 from stepkit.removal import Removal
-from stepkit.scores import PROBABILITY, Read, Score
-from stepkit.scores import named as named_score
-from stepkit.segments import side_by_side, supervoxels
 
 METRICS = {  # name: operation, order
     "insertion_morf": ("insertion", "morf"),
@@ -106,7 +106,7 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
         Its bottom rung is X̄; by default `stepkit.removal.fade`, the released code's. The paper's
         "mean of the training data" is ``stepkit.removal.mean(training_clips)``.
     score : str, Score or callable
-        What the network is asked; Φ_c by default, see `stepkit.scores`.
+        What the network is asked; Φ_c by default, see `stepkit.models.scores`.
     rule : str
         ``"mean"`` (default): Eq. 19, the mean over l = 1..L; ``"trapezoid"``: the released code's.
     batch_size : int
@@ -132,7 +132,7 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
 
     Examples
     --------
-    >>> from stepkit.models import load_model
+    >>> from stepkit.networks import load_model
     >>> model = load_model("r2plus1d_narrow", num_classes=6)
     >>> clips = torch.randn(2, 3, 8, 48, 48)
     >>> insertion(model, clips, clips.abs().mean(1), [0, 1], steps=4).curve.shape
@@ -181,7 +181,7 @@ def auc_metrics(
 
     Examples
     --------
-    >>> from stepkit.models import load_model
+    >>> from stepkit.networks import load_model
     >>> model = load_model("r2plus1d_narrow", num_classes=6)
     >>> clips = torch.randn(2, 3, 8, 48, 48)
     >>> maps = {"random": torch.rand(2, 8, 48, 48), "energy": clips.square().mean(1)}

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stepkit.checks import one_of, require, tensor
+from stepkit._checks import one_of, require, tensor
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from stepkit.checks import require
+from stepkit._checks import require
 from stepkit.stats import resamples
 
 METRICS = {"insertion": False, "deletion": True}  # column: is lower better?

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import keys
+from stepkit import _keys
 from stepkit import removal as removals
-from stepkit.checks import clips as check_clips
-from stepkit.checks import one_of, require, tensor
+from stepkit._checks import clips as check_clips
+from stepkit._checks import one_of, require, tensor
 from stepkit.data import Batch, Sample
 from stepkit.removal import Removal
 from stepkit.training import Recipe, describe, evaluate, train
@@ -110,7 +110,7 @@ def retrain(
         model = network(seed)
         known = parts["train"], parts["val"]
         # the folder's name holds the key: other maps, or another network, are another training
-        run = keys.key(run=describe(model, *known, recipe, seed, tag=tag))[:8]
+        run = _keys.key(run=describe(model, *known, recipe, seed, tag=tag))[:8]
         where = Path(out) / method / f"{operation}_{ratio:g}_seed_{seed}_{run}"
         train(model, *known, where, recipe, seed=seed, tag=tag)
         found = evaluate(model, parts["test"], recipe.batch_size)

@@ -8,7 +8,7 @@ the scores out of a clone, and how to compute these tables again.
 
 import pandas as pd
 
-from stepkit.checks import one_of
+from stepkit._checks import one_of
 from stepkit.published import decided, scores
 from stepkit.published.printed import FOLDER, LABELS, STANDS_FOR, TABLES, beside, family, table
 

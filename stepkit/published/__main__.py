@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from stepkit.files import write_whole
+from stepkit._files import write_whole
 from stepkit.published import FOLDER, decided, logs, scores
 
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from stepkit.checks import require
-from stepkit.files import write_whole
+from stepkit._checks import require
+from stepkit._files import write_whole
 from stepkit.published.scores import METHODS, VIDEOS, Cell
 
 COMMIT = "f247bbc"  # "remove outs_files"; its parent has them

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stepkit.checks import one_of
+from stepkit._checks import one_of
 
 __all__ = ["FOLDER", "LABELS", "STANDS_FOR", "TABLES", "beside", "family", "table"]
 

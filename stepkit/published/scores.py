@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from stepkit.checks import require
+from stepkit._checks import require
 
 PRINTED = [  # the methods of Table V, in its order
     "gradient_x_input",

@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from stepkit.checks import require
+from stepkit._checks import require
 
 # In this order: a quoted value whole, a bracket, the blanks before a key.
 _MARKS = re.compile(

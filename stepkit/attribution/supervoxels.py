@@ -8,7 +8,7 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor
 
-from stepkit.checks import require, tensor
+from stepkit._checks import require, tensor
 from stepkit.clips import unnormalise
 
 

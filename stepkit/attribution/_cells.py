@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
 from stepkit.models import find_layer
 
 Reading = Callable[[Tensor, int], Tensor]  # a layer's output for n clips -> (n, K, T', H', W')

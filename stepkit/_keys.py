@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from stepkit import __version__
-from stepkit.files import fingerprint
+from stepkit._files import fingerprint
 
 _HERE = Path(__file__).parent
 # as they are imported: an edit afterwards is not what runs
 _SOURCES = {p.relative_to(_HERE).as_posix(): p.read_bytes() for p in sorted(_HERE.rglob("*.py"))}
-_MAPS = ["adapt", "clips", "kernels", "models", "preparation", "removal", "scores", "segments"]
-MAPS = ("attribution/", *(f"{name}.py" for name in _MAPS))  # what a map depends on
+_BELOW = ("models/", "networks.py", "prepare.py", "clips.py", "removal.py", "_kernels.py")
+MAPS = ("attribution/", *_BELOW)  # what a map depends on
 CURVES = (*MAPS, "metrics/curves.py")
-TRAINING = ("training.py", "models.py", "removal.py", "kernels.py", "adapt.py")
+TRAINING = ("training.py", "networks.py", "removal.py", "_kernels.py")
 _OF_ANY_MODULE = vars(nn.Module()).keys() | {"_compiled_call_impl"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType

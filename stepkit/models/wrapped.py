@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from stepkit.checks import require
+from stepkit._checks import require
 from stepkit.clips import MEAN, STD, mean_std
 
 
@@ -44,7 +44,7 @@ def wrap(
 
     Examples
     --------
-    >>> from stepkit.models import load_model
+    >>> from stepkit.networks import load_model
     >>> half = load_model("r2plus1d_narrow", num_classes=6).bfloat16()
     >>> wrap(half)(torch.zeros(1, 3, 8, 48, 48)).dtype
     torch.float32

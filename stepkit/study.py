@@ -16,17 +16,18 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import __version__, keys, metrics, removal, sweep
+from stepkit import __version__, _keys, metrics, removal, sweep
+from stepkit._checks import one_of, require
+from stepkit._files import read_table, read_tensors, write_table, write_tensors, write_whole
 from stepkit.attribution import methods as methods_table
-from stepkit.checks import one_of, require
 from stepkit.data import Batch, batch, load_dataset
 from stepkit.data.sample import balanced
-from stepkit.files import read_table, read_tensors, write_table, write_tensors, write_whole
 from stepkit.metrics.curves import filled
-from stepkit.models import device_of, frozen, load_model, precision_of
-from stepkit.preparation import prepare
+from stepkit.models import device_of, frozen, precision_of
+from stepkit.models.scores import probability
+from stepkit.networks import load_model
+from stepkit.prepare import prepare
 from stepkit.published.scores import PRINTED
-from stepkit.scores import probability
 from stepkit.training import PAPER, Recipe, evaluate, fit, quick
 
 ROOT = Path(__file__).parents[1]
@@ -308,12 +309,12 @@ class Experiment:
         shown, network = self.batch(dataset), self.fit(model, dataset)[0]
         options |= {"baseline": options.get("baseline") or self.mean_colour(dataset)}
         made_of = {"clips": shown.clips, "targets": shown.targets, "options": filled(options)}
-        made_of |= {"model": keys.model(network), "precision": precision_of(network)}
-        made_of = keys.key(**made_of, library=keys.library(*keys.CURVES))
+        made_of |= {"model": _keys.model(network), "precision": precision_of(network)}
+        made_of = _keys.key(**made_of, library=_keys.library(*_keys.CURVES))
         place = self.folder / "curves" / dataset / model / filled(options)["unit"]
         found, places, todo = {}, {}, {}
         for method, of_method in maps.items():
-            key = keys.key(maps=of_method, made_of=made_of)
+            key = _keys.key(maps=of_method, made_of=made_of)
             places[method] = place / f"{method}.{key[:8]}.safetensors", key
             found[method] = read_tensors(*places[method])
             if found[method] is None:

@@ -82,7 +82,7 @@ def model(given: object) -> nn.Module:
 def targets(given: object, n: int, device=None) -> Tensor:
     """Return the targets as int64 (N,); a single one stands for every clip.
 
-    Whether a network has that many classes is for `stepkit.scores` to say.
+    Whether a network has that many classes is for `stepkit.models.scores` to say.
     """
     try:
         given = torch.as_tensor(given, device=device)

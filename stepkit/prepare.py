@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.video.resnet import Conv2Plus1D, R2Plus1dStem
 
-from stepkit.checks import one_of, require
+from stepkit._checks import one_of, require
 from stepkit.models import device_of
 
 TILE = 32  # channels that a matrix unit takes at once, in bfloat16

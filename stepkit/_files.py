@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepkit.checks import warn
+from stepkit._checks import warn
 
 ABANDONED = 3600.0  # seconds after which a file that nobody has finished is nobody's
 

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from stepkit.checks import require
+from stepkit._checks import require
 
 MOST_STEPS = 2**21  # opcodes, each of which makes one object at most: 7 times pyannot.pkl
 PLAIN = "containers, numbers, text and numpy arrays of these"

@@ -19,8 +19,8 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
 from stepkit import _video
+from stepkit._checks import require
 from stepkit._video import check_end, decode, name_of, open_video, opened, refuse, timeline, upright
-from stepkit.checks import require
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Pillow tells by content, not by name, and knows formats that start other programs (EPS).

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepkit.checks import one_of, require, warn
+from stepkit._checks import one_of, require, warn
 
 Read = Callable[[Any, Tensor], Tensor]
 

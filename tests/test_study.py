@@ -12,7 +12,7 @@ from PIL import Image
 import stepkit as sk
 from stepkit import metrics
 from stepkit.data.sample import balanced
-from stepkit.experiment import PAPER_METHODS, Experiment, evidence_map, options
+from stepkit.study import PAPER_METHODS, Experiment, evidence_map, options
 from stepkit.training import QUICK
 
 DATASET, MODEL = "appearance", "r2plus1d_narrow"

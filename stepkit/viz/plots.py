@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from stepkit import checks
+from stepkit import _checks
 from stepkit.attribution import methods
-from stepkit.viz import DPI, FONT, Picture, caption
+from stepkit.viz.pictures import DPI, FONT, Picture, caption
 
 # Okabe and Ito's palette, which colour-blind readers tell apart (less its yellow, too pale on
 # white). 7 colours, 4 dashes and 9 markers: no two of the first 252 curves look alike.
@@ -48,7 +48,7 @@ def plot_curves(
     --------
     >>> figure = plot_curves({"step": ([0, 0.5, 1], [[0.1, 0.8, 0.9], [0.2, 0.6, 0.9]])})
     """
-    checks.require(len(curves) > 0, "curves", "none", "at least one")
+    _checks.require(len(curves) > 0, "curves", "none", "at least one")
     curves = {name: _curve(name, *pair) for name, pair in curves.items()}
     figure = Picture(figsize=(9, 4.2), dpi=DPI, layout="constrained")
     ax = figure.subplots()
@@ -80,9 +80,9 @@ def _curve(name: str, fractions, values) -> tuple[np.ndarray, np.ndarray]:
     )
     fits = x.ndim == 1 and y.ndim == 2 and len(y) > 0 and y.shape[1] == len(x)
     given = f"fractions {x.shape}, values {y.shape}"
-    checks.require(fits, f"curves[{name!r}]", given, "(L+1,) and (N, L+1)")
+    _checks.require(fits, f"curves[{name!r}]", given, "(L+1,) and (N, L+1)")
     finite = np.isfinite(x).all() and np.isfinite(y).all()
-    checks.require(finite, f"curves[{name!r}]", "NaN or infinity", "finite values")
+    _checks.require(finite, f"curves[{name!r}]", "NaN or infinity", "finite values")
     return x, y
 
 
@@ -139,7 +139,7 @@ def forest(
         tells it from others, and every second is hollow.
     """
     fits = isinstance(table.index, pd.MultiIndex) and table.index.nlevels == 3
-    checks.require(fits, "table", f"{table.index.nlevels} index levels", "panel, marker, row")
+    _checks.require(fits, "table", f"{table.index.nlevels} index levels", "panel, marker, row")
     table = table if table["mean"].isna().all() else table.dropna(subset="mean")
     panels, rows = (list(dict.fromkeys(table.index.get_level_values(i))) for i in (0, 2))
     parts = {panel: table.loc[[panel]].droplevel(0) for panel in panels}
@@ -213,8 +213,8 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     Figure
         With Pearson's r of all points in the legend's title, if there are three or more.
     """
-    checks.require(table.shape[1] == 2, "table", f"{table.shape[1]} columns", "two")
-    checks.require(len(table) > 0, "table", "no row", "at least one")
+    _checks.require(table.shape[1] == 2, "table", f"{table.shape[1]} columns", "two")
+    _checks.require(len(table) > 0, "table", "no row", "at least one")
     across, up = table.columns
     table = table.dropna()
     figure = Picture(figsize=(6, 3.6), dpi=DPI, layout="constrained")
@@ -257,8 +257,8 @@ def plot_history(history, areas=None) -> Figure:
     panels = ["probability", "area_loss", "core_loss"]
     columns = ["clip", "area", "iteration", *panels]
     missing = sorted(set(columns) - set(history.columns))
-    checks.require(not missing, "history", f"no column {missing}", f"columns {columns}")
-    checks.require(len(history) > 0, "history", "no row", "at least one iteration")
+    _checks.require(not missing, "history", f"no column {missing}", f"columns {columns}")
+    _checks.require(len(history) > 0, "history", "no row", "at least one iteration")
     known = sorted(history["area"].unique())
     areas = known if areas is None else [_nearest(area, known) for area in areas]
     mean = history.groupby(["area", "iteration"])[panels].mean()
@@ -295,7 +295,7 @@ def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
     -------
     Figure
     """
-    checks.require(len(histories) > 0, "histories", "none", "at least one")
+    _checks.require(len(histories) > 0, "histories", "none", "at least one")
     figure = Picture(figsize=(9, 3.2), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, 2)
     panels = {"loss": "training loss", "val_top1": "validation accuracy"}
@@ -312,7 +312,7 @@ def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
 def _nearest(area: float, known: list) -> float:
     """Return the area of the history that ``area`` means; as float32, 0.05 is another number."""
     same = [k for k in known if math.isclose(k, area, rel_tol=1e-4)]
-    checks.require(len(same) > 0, "areas", area, "one of " + ", ".join(f"{k:g}" for k in known))
+    _checks.require(len(same) > 0, "areas", area, "one of " + ", ".join(f"{k:g}" for k in known))
     return same[0]
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._triton import has_triton
 
-from stepkit import kernels
-from stepkit.checks import one_of, require
+from stepkit import _kernels
+from stepkit._checks import one_of, require
 
 SHARPNESS = 20.0  # of the smooth max
 TIE = 1e-5  # mask values closer than this are equal
@@ -117,10 +117,10 @@ class MaskGeometry:
         require(size == self.seeds, "seeds", f"{tuple(size)} cells", f"{self.seeds}")
         side, before, (bh, bw), s = 2 * self.radius + 1, self.padding, self.blocks, self.step
         batch = seeds.reshape(-1, *size).permute(1, 2, 0).contiguous()  # (h, w, B)
-        if kernels.usable(seeds):
+        if _kernels.usable(seeds):
             weights = (_BITS * self.weights).float().view(side, side, -1)
             geometry = before, self.blocks, self.canvas
-            canvas = kernels.smooth_max(batch, weights, *geometry, _BITS)
+            canvas = _kernels.smooth_max(batch, weights, *geometry, _BITS)
             return canvas.view(*lead, *self.canvas)
         canvas = _SmoothMax.apply(batch, self)  # (s², bh, bw, B)
         canvas = canvas.view(s, s, bh, bw, -1).permute(4, 2, 0, 3, 1).reshape(-1, s * bh, s * bw)
@@ -137,7 +137,7 @@ class _SmoothMax(torch.autograd.Function):
 
     Cells (h, w, B) -> (s², bh, bw, B), the pixels of each block. One cell of the neighbourhood at a
     time: all pairs of pixel and cell are never stored. On a GPU `torch.compile` fuses each loop; on
-    a processor, in float32, `kernels.smooth_max` does the same.
+    a processor, in float32, `_kernels.smooth_max` does the same.
     """
 
     @staticmethod
@@ -230,8 +230,8 @@ def top_share(values: Tensor, counts: list[int]) -> Tensor:
     pixels that the equations make equal differ in their last bits, and which of them is ahead would
     otherwise depend on the machine.
     """
-    if kernels.usable(values):
-        return kernels.top_share(values, counts, TIE)
+    if _kernels.usable(values):
+        return _kernels.top_share(values, counts, TIE)
     marks = torch.empty_like(values)
     n = values.shape[2]
     for a, count in enumerate(counts):
@@ -261,8 +261,8 @@ def area_loss(masks: Tensor, areas) -> Tensor:
     values = masks.flatten(2)
     n = values.shape[2]
     counts = [round(v * n) for v in areas]
-    if kernels.usable(values):
-        return kernels.distance_from_full(values, counts, TIE) / n
+    if _kernels.usable(values):
+        return _kernels.distance_from_full(values, counts, TIE) / n
     top = top_share(values.detach(), counts)
     fixed = _constants(tuple(counts), values.device, values.dtype)
     return ((values * (values - 2 * top)).sum(2) + fixed) / n

@@ -11,13 +11,9 @@ tell, as a gradient lies in [0, 1] too.
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Mapping
-from fractions import Fraction
-from pathlib import Path
 
-import av
 import matplotlib
 import numpy as np
 import torch
@@ -26,11 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from stepkit import checks
+from stepkit import _checks
 from stepkit.attribution import methods
 from stepkit.clips import unnormalise
 
@@ -96,7 +91,7 @@ def display(maps: Tensor) -> Tensor:
     tensor([[[0., 1., 0.]]])
     """
     batched = getattr(maps, "ndim", 3) == 4
-    checks.tensor("maps", maps, "(N, T, H, W)" if batched else "(T, H, W)")
+    _checks.tensor("maps", maps, "(N, T, H, W)" if batched else "(T, H, W)")
     flat = maps.detach().cpu().double().reshape(-1, math.prod(maps.shape[-3:])).numpy()
     flat = flat - flat.min(axis=1, keepdims=True)
     scale = np.percentile(flat, 99.9, axis=1, keepdims=True)
@@ -140,7 +135,7 @@ def frames_rgb(clip, maps=None, boxes=None, *, opacity=OPACITY, cmap=CMAP) -> np
     (8, 56, 56, 3)
     """
     rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, 1)
-    checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
+    _checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
     kind = "overlay" if maps else "clip"
     return _burn(render(kind, rgb, maps.get(""), 1, opacity, cmap), boxes)
 
@@ -148,8 +143,8 @@ def frames_rgb(clip, maps=None, boxes=None, *, opacity=OPACITY, cmap=CMAP) -> np
 def _inputs(clip, maps: dict, boxes, keep) -> tuple[np.ndarray, dict, list[np.ndarray]]:
     """Check what a picture is made of; return (T, H, W, 3) in [0, 1], the maps, the boxes."""
     one = "(1, 3, T, H, W)" if getattr(clip, "ndim", 4) == 5 else "(3, T, H, W)"
-    clip = checks.tensor("clip", clip, one).detach().cpu().reshape(clip.shape[-4:])
-    checks.require(keep is None or 0 < keep <= 1, "keep", keep, "a share in (0, 1] or None")
+    clip = _checks.tensor("clip", clip, one).detach().cpu().reshape(clip.shape[-4:])
+    _checks.require(keep is None or 0 < keep <= 1, "keep", keep, "a share in (0, 1] or None")
     maps = {n: _map(f"maps[{n!r}]" if n else "maps", m, clip, keep) for n, m in maps.items()}
     rgb = unnormalise(clip).permute(1, 2, 3, 0).numpy()
     return rgb, maps, _boxes(boxes, len(rgb))
@@ -160,14 +155,14 @@ def _map(argument: str, given, clip: Tensor, keep) -> Tensor:
     if isinstance(given, Tensor) and given.ndim == 4 and len(given) == 1:
         given = given[0]
     dtype = torch.bool if getattr(given, "dtype", None) == torch.bool else torch.float32
-    given = checks.tensor(argument, given, "(T, H, W)", dtype).detach().cpu()
+    given = _checks.tensor(argument, given, "(T, H, W)", dtype).detach().cpu()
     expected = f"{tuple(clip.shape[1:])}, the (T, H, W) of the clip {tuple(clip.shape)}"
     fits = given.shape == clip.shape[1:]
-    checks.require(fits, argument, f"shape {tuple(given.shape)}", expected)
+    _checks.require(fits, argument, f"shape {tuple(given.shape)}", expected)
     low, high = float(given.min()), float(given.max())
     expected = "a mask in [0, 1] for keep=None, or a share to keep of an attribution"
     is_mask = low >= 0 and high <= 1
-    checks.require(keep is not None or is_mask, argument, f"{low:.3g}..{high:.3g}", expected)
+    _checks.require(keep is not None or is_mask, argument, f"{low:.3g}..{high:.3g}", expected)
     return given
 
 
@@ -175,13 +170,13 @@ def _boxes(boxes, count: int) -> list[np.ndarray]:
     """Return one (n, 4) array per frame; none at all stands for no box in any frame."""
     if boxes is None or len(boxes) == 0:
         return [np.zeros((0, 4))] * count
-    checks.require(len(boxes) == count, "boxes", f"{len(boxes)} entries", f"{count}, one a frame")
+    _checks.require(len(boxes) == count, "boxes", f"{len(boxes)} entries", f"{count}, one a frame")
     found = []
     for t, given in enumerate(boxes):
         box = torch.as_tensor(given, dtype=torch.float32).detach().cpu()
         fits = box.numel() == 0 or (box.ndim == 2 and box.shape[1] == 4)
-        checks.require(fits, f"boxes[{t}]", f"shape {tuple(box.shape)}", "(n, 4): x0, y0, x1, y1")
-        checks.require(bool(box.isfinite().all()), f"boxes[{t}]", "NaN or infinity", "finite")
+        _checks.require(fits, f"boxes[{t}]", f"shape {tuple(box.shape)}", "(n, 4): x0, y0, x1, y1")
+        _checks.require(bool(box.isfinite().all()), f"boxes[{t}]", "NaN or infinity", "finite")
         found.append(box.reshape(-1, 4).numpy())
     return found
 
@@ -277,8 +272,8 @@ def show(
     possible = ROWS if maps else ROWS[:1]
     rows = list(possible[:2] if several else possible) if rows is None else list(rows)
     for row in rows:
-        checks.one_of("rows" if maps else "rows (without maps)", row, possible)
-    checks.require(len(rows) > 0, "rows", rows, "at least one row")
+        _checks.one_of("rows" if maps else "rows (without maps)", row, possible)
+    _checks.require(len(rows) > 0, "rows", rows, "at least one row")
     masks = {name: keep is None or given.dtype == torch.bool for name, given in maps.items()}
     kinds = [row for row in rows if row != "clip"]
     strips = [("clip", "clip", None)] if "clip" in rows else []  # label, kind of row, map
@@ -324,10 +319,10 @@ def show_clips(clips: Mapping[str, Tensor], *, boxes=None, frames=5, title=None)
     >>> clip = torch.zeros(3, 8, 56, 56)
     >>> figure = show_clips({"before": clip, "after": clip + 1})
     """
-    checks.require(len(clips) > 0, "clips", "none", "at least one")
+    _checks.require(len(clips) > 0, "clips", "none", "at least one")
     films = {name: _inputs(clip, {}, boxes, None) for name, clip in clips.items()}
     sizes = {films[name][0].shape for name in films}
-    checks.require(len(sizes) == 1, "clips", f"sizes {sorted(sizes)}", "clips of one size")
+    _checks.require(len(sizes) == 1, "clips", f"sizes {sorted(sizes)}", "clips of one size")
     rgb, _, boxes = next(iter(films.values()))
     columns = _columns(frames, len(rgb))
     labels = ["\n".join(textwrap.wrap(caption(name), 14)) for name in films]
@@ -341,11 +336,11 @@ def show_clips(clips: Mapping[str, Tensor], *, boxes=None, frames=5, title=None)
 def _columns(frames, count: int) -> list[int]:
     """Return the indices of the frames to draw."""
     if isinstance(frames, int):
-        checks.require(frames > 0, "frames", frames, "at least 1")
+        _checks.require(frames > 0, "frames", frames, "at least 1")
         return np.linspace(0, count - 1, min(frames, count)).round().astype(int).tolist()
     frames = [int(t) for t in frames]
     inside = len(frames) > 0 and all(0 <= t < count for t in frames)
-    checks.require(inside, "frames", frames, f"indices in 0..{count - 1}")
+    _checks.require(inside, "frames", frames, f"indices in 0..{count - 1}")
     return frames
 
 
@@ -402,91 +397,3 @@ def _draw(ax, picture: np.ndarray, boxes: np.ndarray, width: float | None) -> No
         outline = [withStroke(linewidth=width + 1.6, foreground="black")]
         style = {"fill": False, "edgecolor": "white", "linewidth": width, "path_effects": outline}
         ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
-
-
-def save_video(
-    path, clip, maps=None, boxes=None, *, fps=8, scale=None, keep=0.15, opacity=OPACITY, cmap=CMAP
-) -> Path:
-    """Write the clip as a short video; with a map: clip, overlay and what is kept, side by side.
-
-    Parameters
-    ----------
-    path : str or Path
-        ``.mp4`` (H.264, or MPEG-4 where PyAV lacks it; yuv420p, which browsers play) or ``.gif``
-        (looping). It is written whole or not at all.
-    clip, maps, boxes
-        As for `frames_rgb`.
-    fps : float, default 8
-        Frames a second.
-    scale : int, optional
-        How often each pixel is repeated, each way. Default: to a height of about 224.
-    keep : float or None, default 0.15
-        As for `show`.
-    opacity, cmap
-        As for `frames_rgb`.
-
-    Returns
-    -------
-    Path
-        ``path``.
-
-    Raises
-    ------
-    FileNotFoundError, TypeError, ValueError
-        As `show`; no such folder; another suffix, a rate or a scale that is not positive.
-
-    Examples
-    --------
-    >>> save_video("surfing.gif", clip, maps)  # doctest: +SKIP
-    """
-    path = Path(path)
-    write = {".mp4": _write_mp4, ".gif": _write_gif}
-    checks.one_of("suffix of path", path.suffix.lower(), write)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: got '{path}', expected a file in a folder that exists")
-    checks.require(fps > 0, "fps", fps, "a positive rate")
-    checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
-    rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, keep)
-    scale = max(1, round(224 / rgb.shape[1])) if scale is None else scale
-    checks.require(isinstance(scale, int) and scale > 0, "scale", scale, "a whole number above 0")
-    strips = []
-    for kind in ROWS[:3] if maps else ROWS[:1]:
-        strip = render(kind, rgb, maps.get(""), keep, opacity, cmap)
-        strip = strip.repeat(scale, 1).repeat(scale, 2)
-        if kind != "kept":
-            _burn(strip, [scale * b for b in boxes])
-        strips += [strip, np.full_like(strip[:, :, :8], 255)]
-    frames = np.concatenate(strips[:-1], axis=2)
-    # yuv420p holds one colour for 2 x 2 pixels: an odd side gets its last line twice.
-    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write[path.suffix.lower()](unfinished, np.pad(frames, odd, mode="edge"), Fraction(fps))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
-def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    # The index goes first, so that a page can start to play before it has the whole file.
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(codec, rate=fps.limit_denominator(1000))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18"} if codec == "libx264" else {"qscale": "3"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _write_gif(path: Path, frames: np.ndarray, fps: Fraction) -> None:
-    # One palette for all frames and no dithering, so that what stands still does not flicker.
-    every = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
-    palette = every.quantize(256, Image.Quantize.FASTOCTREE)  # the default loses rare colours
-    images = [
-        Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames
-    ]
-    duration = round(1000 / fps)  # ms
-    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)

@@ -1,0 +1,102 @@
+"""Short videos of a clip and its attributions."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from stepkit import _checks
+from stepkit.viz.pictures import CMAP, OPACITY, ROWS, _burn, _inputs, render
+
+__all__ = ["save_video"]
+
+
+def save_video(
+    path, clip, maps=None, boxes=None, *, fps=8, scale=None, keep=0.15, opacity=OPACITY, cmap=CMAP
+) -> Path:
+    """Write the clip as a short video; with a map: clip, overlay and what is kept, side by side.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.mp4`` (H.264, or MPEG-4 where PyAV lacks it; yuv420p, which browsers play) or ``.gif``
+        (looping). It is written whole or not at all.
+    clip, maps, boxes
+        As for `frames_rgb`.
+    fps : float, default 8
+        Frames a second.
+    scale : int, optional
+        How often each pixel is repeated, each way. Default: to a height of about 224.
+    keep : float or None, default 0.15
+        As for `show`.
+    opacity, cmap
+        As for `frames_rgb`.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    FileNotFoundError, TypeError, ValueError
+        As `show`; no such folder; another suffix, a rate or a scale that is not positive.
+
+    Examples
+    --------
+    >>> save_video("surfing.gif", clip, maps)  # doctest: +SKIP
+    """
+    path = Path(path)
+    write = {".mp4": _write_mp4, ".gif": _write_gif}
+    _checks.one_of("suffix of path", path.suffix.lower(), write)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: got '{path}', expected a file in a folder that exists")
+    _checks.require(fps > 0, "fps", fps, "a positive rate")
+    _checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
+    rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, keep)
+    scale = max(1, round(224 / rgb.shape[1])) if scale is None else scale
+    _checks.require(isinstance(scale, int) and scale > 0, "scale", scale, "a whole number above 0")
+    strips = []
+    for kind in ROWS[:3] if maps else ROWS[:1]:
+        strip = render(kind, rgb, maps.get(""), keep, opacity, cmap)
+        strip = strip.repeat(scale, 1).repeat(scale, 2)
+        if kind != "kept":
+            _burn(strip, [scale * b for b in boxes])
+        strips += [strip, np.full_like(strip[:, :, :8], 255)]
+    frames = np.concatenate(strips[:-1], axis=2)
+    # yuv420p holds one colour for 2 x 2 pixels: an odd side gets its last line twice.
+    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write[path.suffix.lower()](unfinished, np.pad(frames, odd, mode="edge"), Fraction(fps))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    # The index goes first, so that a page can start to play before it has the whole file.
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream(codec, rate=fps.limit_denominator(1000))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18"} if codec == "libx264" else {"qscale": "3"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: Fraction) -> None:
+    # One palette for all frames and no dithering, so that what stands still does not flicker.
+    every = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
+    palette = every.quantize(256, Image.Quantize.FASTOCTREE)  # the default loses rare colours
+    images = [
+        Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames
+    ]
+    duration = round(1000 / fps)  # ms
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
