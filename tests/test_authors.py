@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from stepkit import published, report
-from stepkit.published import __main__ as command
-from stepkit.published import claims, decided, logs, scores
+from stepkit.published import claims, decided, scores
 from stepkit.published.scores import Cell
+from tools import authors as logs
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = ",".join(["video", "random", "step", *scores.RANKED]) + "\n"
@@ -153,8 +153,8 @@ def test_the_command_says_what_it_took_and_where_the_paper_differs(
     for dataset, count in VIDEOS.items():
         monkeypatch.setitem(scores.VIDEOS, dataset, count)
     folder, commit = clone
-    call = ["authors", "--repo", str(folder), "--commit", commit, "--out", str(tmp_path / "out")]
-    assert command.main(call) == 0
+    call = ["scores", "--repo", str(folder), "--commit", commit, "--out", str(tmp_path / "out")]
+    assert logs.main(call) == 0
     told = capsys.readouterr()
     assert "line 1: sg, 3 videos, 0.2911; taken" in told.out
     assert "la, 2 videos, 0.375; left: 2 of 3 videos" in told.out
@@ -180,9 +180,9 @@ def test_a_clone_that_does_not_fit_is_refused(clone, tmp_path, change, message):
 
 
 def test_a_folder_without_scores_is_refused(tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"^authors: got no scores in .*published authors"):
+    with pytest.raises(ValueError, match=r"^authors: got no scores in .*authors.py scores"):
         published.authors("means", str(tmp_path))
-    assert command.main(["tables", "--authors", str(tmp_path)]) == 2
+    assert logs.main(["tables", "--authors", str(tmp_path)]) == 2
     assert "stepkit: authors: got no scores" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"^name: got 'alpha', expected one of 'means'"):
         published.authors("alpha")
@@ -273,7 +273,7 @@ def test_reliability_is_one_where_every_video_agrees(cells):
 def test_a_folder_of_scores_gives_the_same_tables(cells, tmp_path):
     for cell, table in cells.items():
         table.to_csv(tmp_path / ("_".join(cell) + ".csv"))
-    assert command.main(["tables", "--authors", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert logs.main(["tables", "--authors", str(tmp_path), "--out", str(tmp_path)]) == 0
     for name, table in decided.TABLES.items():
         found = published.authors(name, str(tmp_path))
         pd.testing.assert_frame_equal(found, table(cells))

@@ -2,7 +2,7 @@
 
 The authors' repository holds, in its history, the score of every map of Tables IV and V, video by
 video. It has no licence, so the scores are not part of this project; what our code computes from
-them is, ``stepkit/paper/authors_*.csv``. ``python -m stepkit.published --help`` says how to read
+them is, ``stepkit/paper/authors_*.csv``. ``python tools/authors.py --help`` says how to read
 the scores out of a clone, and how to compute these tables again.
 """
 
@@ -26,7 +26,7 @@ def authors(name: str, folder: str = "") -> pd.DataFrame:
         ``"ranks"``: mean ranks among the methods of Table V. ``"classes"``: differences by class of
         UCF101-24. ``"power"``: for each pair of methods, how many scenes tell a difference.
     folder : str
-        Where ``python -m stepkit.published authors`` put the scores: the table is computed from
+        Where ``python tools/authors.py scores`` put the scores: the table is computed from
         them, in seconds. Empty: the tracked table, which is the same.
 
     Returns

@@ -16,8 +16,18 @@ from scipy.stats import t as student
 
 from stepkit import stats
 from stepkit.metrics import alpha_difference, reliability
-from stepkit.published import logs, printed
-from stepkit.published.scores import LENGTHS, PRINTED, RANKED, UNPRINTED, Cell, classes, scenes
+from stepkit.published import printed
+from stepkit.published.scores import (
+    COMMIT,
+    LENGTHS,
+    PRINTED,
+    RANKED,
+    RUNS,
+    UNPRINTED,
+    Cell,
+    classes,
+    scenes,
+)
 
 MARGIN = 0.02  # of AUC: less is of no interest
 STRONG = ["smoothgrad_squared", "xrai", "excitation_backprop", "grad_cam"]  # "noticeable", §V-G
@@ -28,8 +38,8 @@ PAIRS = [  # whose differences are sized: metric, methods
 ]
 SAMPLES = 10_000  # of the bootstrap over scenes
 POWER = norm.ppf(0.975) + norm.ppf(0.8)  # a two-sided test at 5 % that finds it in 80 %
-CODE = f"authors' logs before {logs.COMMIT}"
-_RUN = {method: run for run, method in logs.NAMES.items()}
+CODE = f"authors' logs before {COMMIT}"
+_RUN = {method: run for run, method in RUNS.items()}
 
 Scores = dict[Cell, pd.DataFrame]
 

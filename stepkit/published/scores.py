@@ -24,6 +24,29 @@ RANKED = [PRINTED[i] for i in (1, 2, 3, 4, 8)]  # G, IG, SG, SG2, GC: those of Î
 LENGTHS = ["step_t0", "step_t5", "step_t11", "step_t14"]  # T_K; "step" is 8
 VARIANTS = ["step_t5_cylinder", "step_t8_cylinder", "step_t8_fade"]
 METHODS = ["random", *PRINTED, *UNPRINTED, "step", *LENGTHS, *VARIANTS]
+COMMIT = "f247bbc"  # of the authors' repository: "remove outs_files"; its parent has them
+RUNS = {  # the maps' names in their logs
+    "random": "random",
+    "g": "gradient",
+    "la": "gradient_x_input",
+    "ig": "integrated_gradients",
+    "sg": "smoothgrad",
+    "sg2": "smoothgrad_squared",
+    "blur_ig": "blur_ig",
+    "xrai": "xrai",
+    "eb": "excitation_backprop",
+    "grad_cam": "grad_cam",
+    "score_cam": "score_cam",
+    "gbp": "guided_backprop",
+    "perturb": "step_t0",
+    "perturb_core5": "step_t5",
+    "perturb_core8": "step",
+    "perturb_core11": "step_t11",
+    "perturb_core14": "step_t14",
+    "perturb_core5_cylinder": "step_t5_cylinder",
+    "perturb_core8_cylinder": "step_t8_cylinder",
+    "perturb_core8_fade": "step_t8_fade",
+}
 VIDEOS = {"ucf101-24": 910, "epic-object": 500, "something-v2": 1000}
 SCENES = {  # groups of UCF101, recordings of EPIC-Kitchens; a video of Something-V2 is a scene
     "ucf101-24": r"v_.+_g\d+",
@@ -72,7 +95,7 @@ def read(folder) -> dict[Cell, pd.DataFrame]:
     """
     paths = {cell: Path(folder) / ("_".join(cell) + ".csv") for cell in CELLS}
     found = {cell: path for cell, path in paths.items() if path.is_file()}
-    wanted = "a folder that `python -m stepkit.published authors` wrote, such as "
+    wanted = "a folder that `python tools/authors.py scores` wrote, such as "
     require(len(found) > 0, "authors", f"no scores in {folder}", wanted + paths[CELLS[0]].name)
     return {cell: _table(cell, path) for cell, path in found.items()}
 
