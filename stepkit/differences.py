@@ -65,7 +65,7 @@ def of_maps(
             for which in (variant, base)
         ]
         rows[variant, "map"] = stats.mean_of_known(map_correlation(*maps))
-        rows[variant, "insertion"] = stats.paired_bootstrap(auc[variant], auc[base])
+        rows[variant, "insertion"] = stats.bootstrap_mean(auc[variant] - auc[base])
         rows[variant, "hit"] = stats.mean_of_known(hit[variant] - hit[base])
         rows[variant, "α"] = metrics.alpha_difference(*sides)
     return _table(rows, "variant")
@@ -111,7 +111,7 @@ def of_scores(
             sides[-1]["scores"] = table.drop(columns="random")
         first, second = tables
         rho = metrics.rank_correlation(first.to_numpy(), second.to_numpy())
-        rows[variant, "insertion"] = stats.paired_bootstrap(second.mean(axis=1), first.mean(axis=1))
+        rows[variant, "insertion"] = stats.bootstrap_mean(second.mean(axis=1) - first.mean(axis=1))
         rows[variant, "order"] = stats.mean_of_known(rho)
         rows[variant, "α"] = metrics.alpha_difference(*sides[::-1])
     return _table(rows, "variant")

@@ -1,16 +1,82 @@
 """Intervals for every number that a table shows."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from stepkit._checks import require
+from stepkit._checks import one_of, require
+
+__all__ = [
+    "HOLDS",
+    "against_best",
+    "bootstrap",
+    "bootstrap_mean",
+    "by_scene",
+    "differences",
+    "holm",
+    "intervals",
+    "mean_of_known",
+    "verdict",
+    "written",
+]
 
 FEW_SCENES = 30  # with fewer, the percentile bootstrap covers too little
-_BLOCK = 1_000_000  # counts of draws that are held at once; does not change the result
+HOLDS = {w: w for w in ("level", "undecided")} | {"higher": "holds", "lower": "does not hold"}
+_COLUMNS = ["mean", "low", "high", "n"]
+_BLOCK = 1_000_000  # counts of draws that are held at once
 
 
-def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int = 0) -> pd.Series:
+def bootstrap(
+    statistic: Callable,
+    *sizes: int,
+    samples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the percentile bootstrap interval of a statistic, ``low`` and ``high``, (2, ...).
+
+    Parameters
+    ----------
+    statistic : callable
+        How often each of n clips (scenes, trainings) is drawn, (B, n) floats for every one of
+        ``sizes``, to the statistic of these B samples, (B, ...). Samples where it is NaN are left
+        out.
+    *sizes : int
+        n; each is drawn by itself.
+    samples : int
+        Bootstrap samples.
+    level : float
+        Coverage of the interval.
+    seed : int
+        Of the resampling; the global random state is not touched.
+
+    Examples
+    --------
+    >>> values = np.array([1.0, 2.0, 6.0])
+    >>> bootstrap(lambda counts: counts @ values / 3, 3).round(6)
+    array([1., 6.])
+    """
+    require(type(samples) is int and samples >= 1, "samples", samples, "at least one")
+    require(0 < level < 1, "level", level, "a share between 0 and 1")
+    rng, block = np.random.default_rng(seed), max(1, _BLOCK // max(sizes))
+    rows = [min(block, samples - start) for start in range(0, samples, block)]
+    found = np.concatenate([statistic(*(_counts(rng, n, b) for n in sizes)) for b in rows])
+    known = found[~np.isnan(found.reshape(samples, -1)).any(1)]
+    tails = (1 - level) / 2, (1 + level) / 2
+    return (
+        np.quantile(known, tails, axis=0) if len(known) else np.full((2, *found.shape[1:]), np.nan)
+    )
+
+
+def _counts(rng: np.random.Generator, n: int, rows: int) -> np.ndarray:
+    """Draw ``n`` of ``n``, ``rows`` times; return how often each came, (rows, n)."""
+    drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+
+
+def bootstrap_mean(values, **options) -> pd.Series:
     """Return the mean of ``values`` (N,) and its percentile bootstrap interval.
 
     For a paired comparison pass the differences of the pairs.
@@ -20,12 +86,8 @@ def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int
     values : array-like
         One number per clip, (N,); or one per clip and training, (N, S): then both are resampled,
         each by itself, so that the interval also holds what another seed would have given.
-    samples : int
-        Bootstrap samples.
-    level : float
-        Coverage of the interval.
-    seed : int
-        Of the resampling; the global random state is not touched.
+    **options
+        ``samples``, ``level`` and ``seed`` of `bootstrap`.
 
     Returns
     -------
@@ -41,21 +103,15 @@ def bootstrap_mean(values, samples: int = 10_000, level: float = 0.95, seed: int
     fits = values.ndim in (1, 2) and values.size > 0
     require(fits, "values", f"shape {values.shape}", "(N,) or (N, S), not empty")
     require(bool(np.isfinite(values).all()), "values", "NaN or infinity", "finite values")
-    require(0 < level < 1, "level", level, "a share between 0 and 1")
-    rng = np.random.default_rng(seed)
-    clips = rng.integers(len(values), size=(samples, len(values)))
-    if values.ndim == 1:
-        means = values[clips].mean(1)
-    else:
-        trainings = rng.integers(values.shape[1], size=(samples, values.shape[1]))
-        means = values[clips[:, :, None], trainings[:, None]].mean((1, 2))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+
+    def mean(clips, trainings=1):
+        return (clips @ values * trainings).reshape(len(clips), -1).sum(1) / values.size
+
+    low, high = bootstrap(mean, *values.shape, **options)
     return pd.Series({"mean": values.mean(), "low": low, "high": high, "n": float(len(values))})
 
 
-def by_scene(
-    values: pd.DataFrame, scenes, samples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
+def by_scene(values: pd.DataFrame, scenes, *, level: float = 0.95, **options) -> pd.DataFrame:
     """Return the mean over clips of each column of ``values``, and its interval over scenes.
 
     Clips of one scene are alike, so a bootstrap sample draws scenes, each with all of its clips,
@@ -68,8 +124,8 @@ def by_scene(
         (N, K), a row per clip; for paired comparisons, differences.
     scenes : array-like
         (N,), the scene of each clip; at least two.
-    samples, level, seed
-        As for `bootstrap_mean`.
+    level, **options
+        Of `bootstrap`.
 
     Returns
     -------
@@ -84,40 +140,24 @@ def by_scene(
     [1.0]
     """
     x, (codes, known) = values.to_numpy(float), pd.factorize(np.asarray(scenes))
-    require(
-        len(codes) == len(x), "scenes", f"{len(codes)} of them", f"one for each of {len(x)} clips"
-    )
+    fits = len(codes) == len(x)
+    require(fits, "scenes", f"{len(codes)} of them", f"one for each of {len(x)} clips")
     require(len(known) > 1, "scenes", f"{len(known)} different", "at least two")
     require(bool(np.isfinite(x).all()), "values", "NaN or infinity", "finite values")
     sums, sizes, mean = np.zeros((len(known), x.shape[1])), np.bincount(codes), x.mean(0)
     np.add.at(sums, codes, x)
     left = ((sums - mean * sizes[:, None]) ** 2).sum(0)
     se = np.sqrt(len(known) / (len(known) - 1) * left) / len(x)
-    tails = (1 - level) / 2, (1 + level) / 2
     if len(known) < FEW_SCENES:
-        low, high = mean + np.outer(student.ppf(tails, len(known) - 1), se)
+        low, high = mean + np.outer(student.interval(level, len(known) - 1), se)
     else:
-        drawn = resamples(len(known), samples, seed)
-        means = np.concatenate([(counts @ sums) / (counts @ sizes)[:, None] for counts in drawn])
-        low, high = np.quantile(means, tails, axis=0)
+
+        def means(counts):
+            return (counts @ sums) / (counts @ sizes)[:, None]
+
+        low, high = bootstrap(means, len(known), level=level, **options)
     found = {"mean": mean, "low": low, "high": high, "se": se, "sd": x.std(0, ddof=1)}
     return pd.DataFrame(found | {"n": len(x), "scenes": len(known)}, values.columns)
-
-
-def resamples(n: int, samples: int, seed: int):
-    """Yield how often each of ``n`` occurs in bootstrap samples, (B, n), ``samples`` in all."""
-    rng, size = np.random.default_rng(seed), max(1, _BLOCK // n)
-    for start in range(0, samples, size):
-        rows = min(size, samples - start)
-        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
-
-
-def paired_bootstrap(a, b, **options) -> pd.Series:
-    """Return the mean of a − b over clips and its interval; see `bootstrap_mean`."""
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    require(a.shape == b.shape, "b", f"shape {b.shape}", f"that of a, {a.shape}")
-    return bootstrap_mean(a - b, **options)
 
 
 def intervals(
@@ -131,12 +171,14 @@ def intervals(
     others is a row of NaN with ``n`` = 0.
     """
     require(len(scores) > 0, "scores", "no row", "at least one; rows of NaN may stay in")
-    columns = [value] if trainings is None else ["clip", trainings, value]
 
     def interval(part):
-        wide = part[value] if trainings is None else part.pivot(columns=trainings, **_at(value))
-        return mean_of_known(wide)
+        values = part[value]
+        if trainings is not None:
+            values = part.pivot(index="clip", columns=trainings, values=value)
+        return mean_of_known(values)
 
+    columns = scores.columns.difference(by)
     return scores.groupby(by, sort=False)[columns].apply(interval)[_COLUMNS]
 
 
@@ -146,10 +188,6 @@ def mean_of_known(values) -> pd.Series:
     known = values[~np.isnan(values.reshape(len(values), -1)).any(1)]
     nothing = pd.Series(dict.fromkeys(_COLUMNS, np.nan) | {"n": 0.0})
     return bootstrap_mean(known) if len(known) else nothing
-
-
-def _at(value: str) -> dict:
-    return {"index": "clip", "values": value}
 
 
 def differences(
@@ -165,17 +203,12 @@ def differences(
     for `intervals`. Returns columns ``mean, low, high, n``, indexed by ``by`` and the other method;
     NaN as there.
     """
-    columns = "method" if trainings is None else ["method", trainings]
-    rows = {}
-    for group, part in scores.groupby(by, sort=False):
-        wide = part.pivot(columns=columns, **_at(value))
-        require(method in wide, "method", repr(method), "one of " + ", ".join(map(repr, wide)))
-        for other in part["method"].unique():
-            if other != method:
-                key = (*np.atleast_1d(np.array(group, dtype=object)), other)
-                rows[key] = mean_of_known(wide[method] - wide[other])
-    index = pd.MultiIndex.from_tuples(rows, names=[*by, "method"])
-    return pd.DataFrame(list(rows.values()), index)[_COLUMNS]
+    one_of("method", method, scores["method"].unique())
+    keys, is_it = [*by, "clip", *([trainings] if trainings else [])], scores["method"] == method
+    of_method = scores[is_it].set_index(keys)[value].rename("minuend")
+    pairs = scores[~is_it].merge(of_method, "left", on=keys, validate="m:1")
+    pairs[value] = pairs["minuend"] - pairs[value]
+    return intervals(pairs, value, [*by, "method"], trainings)
 
 
 def written(table: pd.DataFrame, digits: int = 2) -> pd.Series:
@@ -211,9 +244,6 @@ def holm(p) -> np.ndarray:
     return np.minimum(stepped, 1)[order.argsort()]
 
 
-HOLDS = {w: w for w in ("level", "undecided")} | {"higher": "holds", "lower": "does not hold"}
-
-
 def against_best(gaps: pd.DataFrame) -> pd.DataFrame:
     """Keep, of each group of `differences`, the row of the strongest other method.
 
@@ -223,6 +253,3 @@ def against_best(gaps: pd.DataFrame) -> pd.DataFrame:
     by = [name for name in gaps.index.names if name != "method"]
     rows = gaps.dropna(subset="mean").reset_index("method").rename(columns={"method": "against"})
     return rows.sort_values("mean", kind="stable").groupby(by, sort=False).head(1).sort_index()
-
-
-_COLUMNS = ["mean", "low", "high", "n"]

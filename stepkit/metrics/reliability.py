@@ -1,17 +1,17 @@
 """How far a metric of attribution can be trusted: the measure α (paper §IV-B, Eqs. 20-21)."""
 
 import math
-import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from stepkit._checks import require
-from stepkit.stats import resamples
+from stepkit._checks import require, warn
+from stepkit.stats import bootstrap
 
-METRICS = {"insertion": False, "deletion": True}  # column: is lower better?
+LOWER_IS_BETTER = {"insertion": False, "deletion": True}
 
 
 @dataclass(frozen=True)
@@ -113,25 +113,24 @@ def reliability(
     fits = A.ndim == 2 and A.shape[0] >= 1 and A.shape[1] >= 2
     require(fits, "scores", f"shape {A.shape}", "(N, M), N ≥ 1 samples and M ≥ 2 methods")
     require(r.shape == A.shape[:1], "random_scores", f"shape {r.shape}", f"({len(A)},)")
-    whole = isinstance(samples, int) and not isinstance(samples, bool)
-    require(whole and samples >= 1, "samples", samples, "at least one")
-    require(0 < level < 1, "level", level, "a share between 0 and 1")
-    wins, z, beats, ranked = _weighed(A, r, lower_is_better, include_random)
-    counting = np.count_nonzero(wins)
+    beats, z, ranked = _ranked(A, r, lower_is_better, include_random)
+    counting = np.count_nonzero(beats.any(1) & ranked)
     if counting < 2:
         said = f"of {len(A)} samples {counting} have a ranking and a method that beats random"
-        warnings.warn(f"reliability: {said}; α is undefined (NaN)", stacklevel=2)
-    sums = _sums(wins, z, scenes)
-    alpha, interval = float(_alpha(np.ones((1, len(sums[0]))), *sums)[0]), (math.nan, math.nan)
-    alphas = _resampled(sums, samples, seed) if np.count_nonzero(sums[0]) > 2 else np.empty(0)
-    alphas = alphas[~np.isnan(alphas)]
-    if len(alphas):
-        low, high = np.quantile(alphas, [(1 - level) / 2, (1 + level) / 2])
-        interval = (float(low), float(high))
-    return Reliability(alpha, interval, beats.mean(1), ranked)
+        warn(f"reliability: {said}; α is undefined (NaN)")
+    wins = beats.sum(1) * ranked.astype(float)
+    alpha, n, counting = _alpha(wins, z, scenes)
+    interval = bootstrap(alpha, n, samples=samples, level=level, seed=seed)
+    interval = tuple(interval.tolist()) if counting > 2 else (math.nan, math.nan)
+    return Reliability(float(alpha(np.ones((1, n)))[0]), interval, beats.mean(1), ranked)
 
 
-def reliability_table(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFrame:
+def reliability_table(
+    scores: pd.DataFrame,
+    by: list[str],
+    metrics: Mapping[str, bool] = LOWER_IS_BETTER,
+    **options,
+) -> pd.DataFrame:
     """Return α of insertion and of deletion for each group of a table of scores (Fig. 3).
 
     Parameters
@@ -141,6 +140,8 @@ def reliability_table(scores: pd.DataFrame, by: list[str], **options) -> pd.Data
         ``by``. The method ``"random"`` is what the others have to beat.
     by : list of str
         Columns, such as dataset, model and unit.
+    metrics : dict of str to bool
+        The columns that are scores, and whether lower is better.
     **options
         Of `reliability`.
 
@@ -151,33 +152,33 @@ def reliability_table(scores: pd.DataFrame, by: list[str], **options) -> pd.Data
     """
     rows = {}
     for group, part in scores.groupby(by, sort=False):
-        for metric, lower in METRICS.items():
-            wide = part.pivot(index="clip", columns="method", values=metric)
-            chance = wide.pop("random")
-            found = reliability(wide, chance, lower_is_better=lower, **options)
-            low, high = found.interval
-            rows[(*group, metric)] = {"mean": found.alpha, "low": low, "high": high}
+        for metric, side in _sides(part, metrics).items():
+            found = reliability(**side, **options)
+            rows[(*group, metric)] = (found.alpha, *found.interval)
     index = pd.MultiIndex.from_tuples(rows, names=[*by, "metric"])
-    return pd.DataFrame(list(rows.values()), index)
+    return pd.DataFrame(list(rows.values()), index, ["mean", "low", "high"])
 
 
-def reliability_gap(
-    scores: pd.DataFrame, by: list[str], *, samples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+def reliability_gap(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFrame:
     """Return α of insertion minus α of deletion, on the same bootstrap samples of the clips.
 
     Arguments as for `reliability_table`. Columns ``mean, low, high``, a row per group.
     """
-    rows = {}
-    for group, part in scores.groupby(by, sort=False):
-        sides = []
-        for metric, lower in METRICS.items():
-            wide = part.pivot(index="clip", columns="method", values=metric)
-            chance = wide.pop("random")
-            sides.append({"scores": wide, "random_scores": chance, "lower_is_better": lower})
-        rows[group] = alpha_difference(*sides, samples=samples, seed=seed)
-    index = pd.MultiIndex.from_tuples(rows, names=by)
-    return pd.DataFrame(list(rows.values()), index)
+    rows = {
+        group: alpha_difference(*_sides(part, LOWER_IS_BETTER).values(), **options)
+        for group, part in scores.groupby(by, sort=False)
+    }
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=by))
+
+
+def _sides(part: pd.DataFrame, metrics: Mapping[str, bool]) -> dict[str, dict]:
+    """Return what `reliability` takes, for each metric of a group of scores."""
+    found = {}
+    for metric, lower in metrics.items():
+        wide = part.pivot(index="clip", columns="method", values=metric)
+        found[metric] = {"random_scores": wide.pop("random"), "scores": wide}
+        found[metric]["lower_is_better"] = lower
+    return found
 
 
 def alpha_difference(
@@ -189,18 +190,19 @@ def alpha_difference(
     and ``include_random`` of `reliability`, which also has ``scenes``. Returns ``mean, low, high``;
     NaN where α is undefined.
     """
-    alphas, drawn = [], []
+    alphas = []
     for side in (one, other):
         A, r = np.asarray(side["scores"], float), np.asarray(side["random_scores"], float)
         lower, random = (side.get(key, False) for key in ("lower_is_better", "include_random"))
-        wins, z, *_ = _weighed(A, r, lower, random)
-        sums = _sums(wins, z, scenes)
-        alphas.append(_alpha(np.ones((1, len(sums[0]))), *sums)[0])
-        drawn.append(_resampled(sums, samples, seed))
-    apart = drawn[0] - drawn[1]
-    apart = apart[~np.isnan(apart)]
-    low, high = np.quantile(apart, [0.025, 0.975]) if len(apart) else (math.nan, math.nan)
-    return pd.Series({"mean": alphas[0] - alphas[1], "low": low, "high": high})
+        beats, z, ranked = _ranked(A, r, lower, random)
+        alpha, n, _ = _alpha(beats.sum(1) * ranked.astype(float), z, scenes)
+        alphas.append(alpha)
+
+    def difference(counts):
+        return alphas[0](counts) - alphas[1](counts)
+
+    low, high = bootstrap(difference, n, samples=samples, seed=seed)
+    return pd.Series({"mean": difference(np.ones((1, n)))[0], "low": low, "high": high})
 
 
 def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -231,7 +233,7 @@ def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: s
     both = scores.merge(truth[[*keys, "clip", "method", value]], "left", [*keys, "clip", "method"])
     rows = []
     for (*group, clip), part in both.groupby([*by, "clip"], sort=False):
-        for metric, lower in METRICS.items():
+        for metric, lower in LOWER_IS_BETTER.items():
             columns = np.stack([part[metric] * (-1 if lower else 1), part[value]])[:, None]
             methods = columns[..., part["method"].to_numpy() != "random"]
             rhos = [rank_correlation(*given)[0] for given in (methods, columns)]
@@ -258,14 +260,10 @@ def _numbers(argument: str, given) -> np.ndarray:
     return values
 
 
-def _weighed(A: np.ndarray, r: np.ndarray, lower_is_better: bool, include_random: bool):
-    """Return what Eq. 20 needs of scores (N, M): M·w (N,), z (N, M), who beats random, who ranks.
-
-    w_p counts M times: M cancels, and whole numbers add exactly.
-    """
+def _ranked(A: np.ndarray, r: np.ndarray, lower_is_better: bool, include_random: bool):
+    """Return of scores (N, M) who beats random, z (N, M), and which samples have a ranking."""
     beats = (r[:, None] - A if lower_is_better else A - r[:, None]) > 0
-    z, ranked = _standard_ranks(np.column_stack([A, r]) if include_random else A)
-    return beats.sum(1) * ranked.astype(float), z, beats, ranked
+    return beats, *_standard_ranks(np.column_stack([A, r]) if include_random else A)
 
 
 def _standard_ranks(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -280,38 +278,29 @@ def _standard_ranks(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ranks / np.where(ranked[:, None], length, 1), ranked
 
 
-def _sums(wins: np.ndarray, z: np.ndarray, scenes) -> tuple[np.ndarray, ...]:
-    """Return what Eq. 20 needs of each scene: Σ w, Σ w·z, and both sums over its own pairs.
+def _alpha(wins: np.ndarray, z: np.ndarray, scenes) -> tuple[Callable, int, int]:
+    """Return Eq. 20 as a function of how often each scene occurs; the scenes, and how many count.
 
-    2 Σ_{p<q} w_p w_q ρ_pq is a square less its diagonal, |Σ w_p z_p|² − Σ w_p², as z_p · z_p = 1.
+    ``wins`` (N,) is w_p times M, which cancels: whole numbers add exactly. As z_p · z_p = 1, the
+    sum 2 Σ_{p<q} w_p w_q ρ_pq is a square less its diagonal, |Σ w_p z_p|² − Σ w_p². The function
+    takes counts (B, S) and returns α (B,), NaN without a pair. The pairs of two scenes count as
+    often as both occur, those inside a scene once for each of its copies. Pairs of two copies,
+    which hold each sample with itself, do not count.
     """
-    vectors = wins[:, None] * z
-    if scenes is None:
-        return wins, vectors, np.zeros_like(wins), np.zeros_like(wins)
-    scenes = np.asarray(scenes)
-    require(scenes.shape == wins.shape, "scenes", f"shape {scenes.shape}", f"({len(wins)},)")
-    codes, known = pd.factorize(scenes)
+    codes = np.asarray(range(len(wins)) if scenes is None else scenes)
+    require(codes.shape == wins.shape, "scenes", f"shape {codes.shape}", f"({len(wins)},)")
+    codes, known = pd.factorize(codes)
     total, square = np.bincount(codes, wins), np.bincount(codes, wins**2)
-    both = np.zeros((len(known), z.shape[1]))
-    np.add.at(both, codes, vectors)
-    own = np.where(np.bincount(codes) > 1, (both**2).sum(1) - square, 0)
-    return total, both, total**2 - square, own
+    vectors = np.zeros((len(known), z.shape[1]))
+    np.add.at(vectors, codes, wins[:, None] * z)
+    several = np.bincount(codes) > 1
+    # of a scene with itself: below and above the line of Eq. 20, twice its pairs
+    below, above = total**2 - square, np.where(several, (vectors**2).sum(1) - square, 0)
+    alone = np.where(several, square + above, square)  # |Σ w_p z_p|² of a scene
 
+    def alpha(counts):
+        pairs = (counts @ total) ** 2 - counts**2 @ total**2 + counts @ below
+        agreeing = ((counts @ vectors) ** 2).sum(1) - counts**2 @ alone + counts @ above
+        return np.divide(agreeing, pairs, out=np.full(len(counts), math.nan), where=pairs > 0)
 
-def _alpha(counts: np.ndarray, wins, vectors, own_pairs, own_above) -> np.ndarray:
-    """Return Eq. 20 for scenes that occur ``counts`` (B, S) times each, (B,); NaN without a pair.
-
-    The pairs of two scenes count as often as both occur, those inside a scene once for each of its
-    copies. Pairs of two copies, which hold each sample with itself, do not count.
-    """
-    total = counts @ vectors  # (B, M)
-    pairs = (counts @ wins) ** 2 - counts**2 @ wins**2 + counts @ own_pairs
-    alone = np.where(own_pairs == 0, wins**2, (vectors**2).sum(1))  # whole numbers add exactly
-    above = (total**2).sum(1) - counts**2 @ alone + counts @ own_above
-    return np.divide(above, pairs, out=np.full(len(counts), math.nan), where=pairs > 0)
-
-
-def _resampled(sums: tuple, samples: int, seed: int) -> np.ndarray:
-    """Return α of ``samples`` bootstrap samples, block by block; NaN for those without a pair."""
-    drawn = resamples(len(sums[0]), samples, seed)
-    return np.concatenate([_alpha(counts, *sums) for counts in drawn])
+    return alpha, len(known), np.count_nonzero(total)
