@@ -40,11 +40,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--data", type=Path, metavar="DIR", help="where the videos of the profile are")
     add("--out", type=Path, metavar="DIR", help="where the run goes (default: runs, in the clone)")
-    add(
-        "--store",
-        action="store_true",
-        help="afterwards keep what was made: figures/, results/, the outputs in the notebooks",
-    )
     _add_sweep(commands)
     return top
 

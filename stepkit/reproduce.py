@@ -9,16 +9,25 @@ would otherwise make again. ``report.html`` is made of what lies there, so it al
 earlier run made and this one left alone.
 """
 
-import ast
 import contextlib
+import hashlib
+import json
 import os
-import signal
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
+import papermill
+from tqdm import tqdm
+
+from stepkit import report
+from stepkit._notebook import literal, parameters, partial, this_interpreter, tidy
 from stepkit._settings import read_settings, read_yaml
+from stepkit.scheduler import unwound
+
+__all__ = ["Job", "Profile", "find_notebooks", "plan", "read_profile", "reproduce", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = "quick"
@@ -48,9 +57,7 @@ class Job:
     after: tuple = ()  # numbers of the notebooks that it builds on
 
 
-def reproduce(
-    profile=QUICK, only=(), settings=(), data=None, out=None, store=False, root=ROOT
-) -> int:
+def reproduce(profile=QUICK, only=(), settings=(), data=None, out=None, root=ROOT) -> int:
     """Execute notebooks, write the report, and return the exit status.
 
     Parameters
@@ -61,16 +68,12 @@ def reproduce(
         Numbers or names of notebooks; empty: those of the profile.
     settings : sequence of str
         ``"key=value"``, as `stepkit._settings.read_settings` takes them; they win over the profile.
+        Such a run has notebooks and a report of its own, named by its settings.
     data : path, optional
         Passed to the notebooks that have a parameter ``data``.
     out : path, optional
         Where runs go, ``runs`` in the clone by default; the folder of this run is passed to the
         notebooks that have a parameter ``out``.
-    store : bool
-        Afterwards keep what the run made where git sees it: its claims among those of other
-        profiles in ``results/claims.csv``; of ``"quick"``, outputs in the notebooks themselves and
-        ``figures/``; of another, figures and scores in ``figures/<profile>/`` and
-        ``results/<profile>/``.
     root : Path
         The clone.
 
@@ -85,14 +88,9 @@ def reproduce(
         An unknown profile, notebook or parameter, a value of the wrong type, missing data: all
         found before anything runs.
     """
-    from stepkit import report
-    from stepkit.scheduler import unwound
-
-    if store and settings:
-        raise ValueError("--store keeps what a profile makes; leave out --set")
     folder = Path(out or root / "runs").expanduser().resolve() / profile
-    chosen = read_profile(root, profile)
-    jobs = plan(root, chosen, only, settings, data, folder)
+    chosen, given = read_profile(root, profile), read_settings(settings)
+    jobs = plan(root, chosen, only, given, data, folder)
     print(f"Profile {profile}: {len(jobs)} notebooks into {folder}")
     if chosen.about:
         print(f"Expect {chosen.about}.")
@@ -100,16 +98,10 @@ def reproduce(
         try:
             status = run(jobs, chosen.together)
         finally:
-            page = report.write(folder, find_notebooks(root).values(), chosen)
+            variant, sources = _variant(given), [*find_notebooks(root).values()]
+            done = [executed_in(folder, source, given) for source in sources]
+            page = report.write(folder / f"report{variant}.html", done, sources, chosen)
             print(f"Report: {page}")
-    if store and status == 0:
-        own = "" if profile == QUICK else profile
-        for job in jobs if profile == QUICK else ():
-            report.store(job.executed, job.notebook, {folder: f"runs/{profile}", root: "."})
-        kept = report.keep(folder, "figures/*", root / "figures" / own)
-        kept += report.keep(folder, "scores/*.csv", root / "results" / own) if own else 0
-        claims = report.keep_claims(folder, profile, root / "results" / "claims.csv")
-        print(f"Stored the outputs of {len(jobs)} notebooks, {kept} files, {claims} claims")
     return status
 
 
@@ -154,11 +146,11 @@ def read_profile(root: Path, name: str) -> Profile:
     return Profile(name, about, defaults, sections, only, data_required, together)
 
 
-def plan(root: Path, profile: Profile, only, settings, data, folder: Path) -> list[Job]:
+def plan(root: Path, profile: Profile, only, given: dict, data, folder: Path) -> list[Job]:
     """Return the notebooks to execute with their parameters, everything checked."""
     available = find_notebooks(root)
     declared = {number: parameters(path) for number, path in available.items()}
-    numbers = _choose(available, only or profile.only)
+    numbers = numbers_of(available, only or profile.only)
     own = {"out": str(folder)}
     if data is not None:
         own["data"] = str(Path(data).expanduser().resolve())
@@ -166,7 +158,6 @@ def plan(root: Path, profile: Profile, only, settings, data, folder: Path) -> li
             raise ValueError(f"--data: got {data}, expected a folder that exists")
     elif profile.data_required:
         raise ValueError(f"--data: profile {profile.name} reads videos of yours; name their folder")
-    given = read_settings(settings)
     _check_names("--set", given, [declared[number] for number in numbers])
     where = f"params/{profile.name}.yaml"
     _check_names(where, profile.defaults, declared.values())
@@ -180,26 +171,27 @@ def plan(root: Path, profile: Profile, only, settings, data, folder: Path) -> li
         values = {key: _typed(key, wanted[key], names[key]) for key in names if key in wanted}
         values |= {key: value for key, value in own.items() if key in names}
         path = available[number]
-        jobs.append(Job(path, values, folder / "notebooks" / path.name, *_read(path, values)))
+        jobs.append(Job(path, values, executed_in(folder, path, given), *_read(path, values)))
     return jobs
+
+
+def executed_in(folder: Path, notebook: Path, given: dict) -> Path:
+    """Return where a notebook goes: runs with other settings are not in each other's way."""
+    return folder / f"notebooks{_variant(given)}" / notebook.name
+
+
+def _variant(given: dict) -> str:
+    """Return a mark of the settings, for names of files; empty for none."""
+    text = json.dumps(given, sort_keys=True, default=str)
+    return f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if given else ""
 
 
 def _read(notebook: Path, values: dict) -> tuple[int, tuple]:
     """Return how many cells will run, and which notebooks have to run before."""
-    import nbformat
-
     book = nbformat.read(notebook, 4)
     cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in book.cells)
     after = book.metadata.get("stepkit", {}).get("after", ())
     return cells + bool(values), tuple(after)  # the parameters become a cell of their own
-
-
-def parameters(notebook: Path) -> dict[str, object]:
-    """Return the parameters of a notebook with their defaults, as papermill finds them."""
-    import papermill
-
-    found = papermill.inspect_notebook(_literal(notebook)).values()
-    return {parameter["name"]: _default(parameter["default"]) for parameter in found}
 
 
 def _number(key) -> str:
@@ -207,7 +199,8 @@ def _number(key) -> str:
     return str(key).removesuffix(".ipynb").partition("_")[0].zfill(2)
 
 
-def _choose(available: dict[str, Path], only) -> list[str]:
+def numbers_of(available: dict[str, Path], only) -> list[str]:
+    """Return the numbers of the notebooks that are named; of all, where none is."""
     numbers = [_number(key) for key in only]
     for key, number in zip(only, numbers, strict=True):
         if number not in available:
@@ -228,13 +221,6 @@ def _check_names(where: str, given: dict, declared) -> None:
             )
 
 
-def _default(source: str):
-    try:
-        return ast.literal_eval(source)
-    except (SyntaxError, ValueError):
-        return None
-
-
 def _typed(key: str, given, default):
     """Return ``given`` as the type of the default; a default that is not literal takes all."""
     kind = type(default)
@@ -251,19 +237,12 @@ def _typed(key: str, given, default):
     raise ValueError(f"{key}: got {given!r}, expected {kind.__name__} like its default {default!r}")
 
 
-def _literal(path: Path) -> str:
-    """Papermill fills braces in paths; these are to stay braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 # Doing it
 
 
 def run(jobs: list[Job], together: int = 2) -> int:
     """Execute ``jobs`` under one progress bar of code cells; return the exit status."""
-    from tqdm import tqdm
-
-    kernels = _kernels(max(1, (os.cpu_count() or 1) // min(together, len(jobs))))
+    kernels = this_interpreter(max(1, (os.cpu_count() or 1) // min(together, len(jobs))))
     todo, running, status = list(jobs), {}, 0
     # papermill would change the directory itself, and one thread's way back is another's way off
     where = contextlib.chdir(jobs[0].notebook.parent)
@@ -302,16 +281,12 @@ def _ended(job: Job, future: Future, bar) -> int:
 
 def execute(job: Job, kernels: type, advance) -> float:
     """Execute one notebook; return its seconds. What ran of one that fails stays as partial."""
-    import papermill
-
-    from stepkit import report
-
     job.executed.parent.mkdir(parents=True, exist_ok=True)
-    partial = report.partial(job.executed)
+    unfinished = partial(job.executed)
     try:
         book = papermill.execute_notebook(
-            _literal(job.notebook),
-            _literal(partial),
+            literal(job.notebook),
+            literal(unfinished),
             job.parameters,
             progress_bar=False,
             kernel_manager_class=kernels,
@@ -321,69 +296,17 @@ def execute(job: Job, kernels: type, advance) -> float:
             on_cell_executed=lambda **_: advance(),
         )
     finally:
-        if partial.exists():
-            report.tidy(partial)
-    os.replace(partial, job.executed)
+        if unfinished.exists():
+            tidy(unfinished)
+    os.replace(unfinished, job.executed)
     return book.metadata.papermill.duration
 
 
 def _failure(job: Job, error: Exception) -> str:
-    from stepkit import report
-
     where, what = "", f"{type(error).__name__}: {error}"
     if hasattr(error, "exec_count"):  # papermill's, which knows the cell
         line = error.source.strip().partition("\n")[0]
         where, what = f", cell In [{error.exec_count}] ({line})", f"{error.ename}: {error.evalue}"
-    kept = report.partial(job.executed)
-    return f"Failed: {job.notebook.name}{where}\n  {what}\n  What ran of it: {kept}"
-
-
-# Jupyter's own watch takes a parent that died while the kernel started for another one's choice.
-WATCHED = """
-import os, runpy, threading, time
-def watch():
-    while os.getppid() == int(os.environ["JPY_PARENT_PID"]):
-        time.sleep(1)
-    os._exit(1)
-if os.name == "posix":
-    threading.Thread(target=watch, daemon=True).start()
-runpy.run_module("ipykernel_launcher", run_name="__main__")
-"""
-
-
-def _kernels(threads: int) -> type:
-    """Return a kernel manager that starts the interpreter which runs this, on so many threads.
-
-    The kernel name ``python3`` finds the first kernel of that name on Jupyter's path, which may be
-    one of another environment in the user's home. Its ``kill`` ends all that were started.
-    """
-    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    started = []
-
-    class ThisInterpreter(AsyncKernelManager):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            started.append(self)
-
-        @property
-        def kernel_spec(self):
-            # Failures stand in the notebook. What a kernel says on the terminal is about its own
-            # start and stop, and goes across the progress bar.
-            quiet = ["--log-level=CRITICAL"]
-            env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-            found = get_kernel_dict(extra_arguments=quiet) | {"env": env}
-            runs = found["argv"].index("-m")
-            found["argv"][runs : runs + 2] = ["-c", WATCHED]
-            return KernelSpec(resource_dir=RESOURCES, **found)
-
-        @staticmethod
-        def kill():
-            for manager in filter(lambda known: known.has_kernel, started):
-                pid = getattr(manager.provisioner, "pid", None)
-                with contextlib.suppress(ProcessLookupError, TypeError):
-                    os.kill(pid, signal.SIGTERM)
-
-    return ThisInterpreter
+    return (
+        f"Failed: {job.notebook.name}{where}\n  {what}\n  What ran of it: {partial(job.executed)}"
+    )

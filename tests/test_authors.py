@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stepkit import published, report
+from stepkit import published
 from stepkit.published import claims, decided, scores
 from stepkit.published.scores import Cell
 from tools import authors as logs
+from tools import store
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = ",".join(["video", "random", "step", *scores.RANKED]) + "\n"
@@ -473,5 +474,5 @@ def test_every_claim_has_a_verdict_of_the_five():
 def test_a_page_of_runs_opens_with_the_authors_scores():
     row = {"claim": "c", "dataset": "d", "model": "m", "mean": 0.1, "low": 0.0, "high": 0.2}
     row |= {"profile": "quick", "unit": None, "against": None, "ratio": None, "verdict": "holds"}
-    page = report.claims_page(pd.DataFrame([row]))
+    page = store.claims_page(pd.DataFrame([row]))
     assert page.index("by its own scores") < page.index("## Profile `quick`")

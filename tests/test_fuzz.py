@@ -126,7 +126,9 @@ def read_notebook(folder: Path):
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        section = report._section(folder, folder / "00.ipynb", exporter)
+        section = report._section(
+            folder, folder / "notebooks" / "00.ipynb", folder / "00.ipynb", exporter
+        )
     if section["status"] != "done":
         raise ValueError(next(str(each.message) for each in said if "damaged" in str(each.message)))
 

@@ -15,16 +15,10 @@ import pytest
 
 from stepkit import report
 from stepkit.__main__ import main
+from stepkit._notebook import WATCHED, parameters, partial, tidy
 from stepkit._settings import read_settings
-from stepkit.reproduce import (
-    ROOT,
-    WATCHED,
-    find_notebooks,
-    parameters,
-    plan,
-    read_profile,
-    reproduce,
-)
+from stepkit.reproduce import ROOT, find_notebooks, plan, read_profile, reproduce
+from tools import store
 
 DEFAULTS = """\
 out: str = ""  # folder of the run
@@ -64,7 +58,8 @@ def texts(path: Path) -> str:
 
 
 def jobs(root: Path, profile="quick", only=(), settings=(), data=None):
-    return plan(root, read_profile(root, profile), only, settings, data, root / "runs" / profile)
+    given = read_settings(settings)
+    return plan(root, read_profile(root, profile), only, given, data, root / "runs" / profile)
 
 
 @pytest.fixture
@@ -199,7 +194,7 @@ def test_a_wrong_profile_is_refused(root, text, message):
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_profile_fits_the_notebooks(path):
     profile = read_profile(ROOT, path.stem)
-    found = plan(ROOT, profile, [], [], ROOT if profile.data_required else None, ROOT / "runs")
+    found = plan(ROOT, profile, [], {}, ROOT if profile.data_required else None, ROOT / "runs")
     assert found
     assert profile.about
 
@@ -247,7 +242,8 @@ def test_a_run(tmp_path, capfd):
     notebook(root, "01_second", *second, after=["00"])
     before = nbformat.read(first, 4)
 
-    assert reproduce(store=True, root=root) == 0
+    assert reproduce(root=root) == 0
+    store.store_run(root / "runs" / "quick", "quick", root=root)
 
     folder = root / "runs" / "quick"
     assert (folder / "log").read_text() == "first second "
@@ -350,7 +346,7 @@ def test_a_failing_notebook_keeps_what_ran_and_the_report_is_written(tmp_path, c
     notebook(tmp_path, "02_after", "1", after=["01"])
     before = (tmp_path / "notebooks" / "00_fine.ipynb").read_bytes()
 
-    assert reproduce(store=True, root=tmp_path, out=tmp_path / "elsewhere") == 1
+    assert reproduce(root=tmp_path, out=tmp_path / "elsewhere") == 1
 
     said = capfd.readouterr().err
     assert "01_broken.ipynb, cell In [4] (undefined_name)" in said
@@ -371,7 +367,7 @@ def test_a_failing_notebook_keeps_what_ran_and_the_report_is_written(tmp_path, c
     # Mended, the same command replaces the partial one, and the report keeps the first notebook.
     notebook(tmp_path, "01_broken", "print('mended')")
     assert reproduce(only=["01"], root=tmp_path, out=tmp_path / "elsewhere") == 0
-    assert not report.partial(folder / "notebooks" / "01_broken.ipynb").exists()
+    assert not partial(folder / "notebooks" / "01_broken.ipynb").exists()
     assert (folder / "report.html").read_text("utf-8").count('<td class="done">') == 2
 
 
@@ -387,12 +383,19 @@ def test_outputs_are_not_stored_in_a_notebook_edited_meanwhile(tmp_path):
     executed.write_bytes(path.read_bytes())
     notebook(tmp_path, "00_first", "2")
     with pytest.raises(ValueError, match=r"00_first\.ipynb was edited while it ran"):
-        report.store(executed, path, {})
+        store.store(executed, path, {})
 
 
-def test_only_what_a_profile_makes_is_stored(root):
-    with pytest.raises(ValueError, match="--store keeps what a profile makes"):
-        reproduce(store=True, settings=["seed=1"], root=root)
+def test_runs_with_other_settings_are_not_in_each_others_way(tmp_path):
+    path = notebook(tmp_path, "00_first", "print(seed)")
+    for given in ([], ["seed=5"], ["seed=6"], ["seed=5"]):
+        assert reproduce(settings=given, root=tmp_path) == 0
+    folder = tmp_path / "runs" / "quick"
+    found = {texts(made).strip()[-1] for made in folder.glob(f"notebooks-*/{path.name}")}
+    assert found == {"5", "6"}
+    assert not texts(folder / "notebooks" / path.name).strip().endswith(("5", "6"))
+    assert len([*folder.glob("report-*.html")]) == 2
+    assert (folder / "report.html").is_file()
 
 
 def test_the_command_line(capsys, monkeypatch, root):
@@ -434,7 +437,7 @@ def test_claims_of_profiles_stand_side_by_side_and_are_replaced(tmp_path):
         scores.mkdir(parents=True, exist_ok=True)
         row = f"STEP leads,motion,narrow,0.1,0,0.2,{verdict}"
         (scores / "claims_05.csv").write_text(f"claim,dataset,model,mean,low,high,verdict\n{row}\n")
-        assert report.keep_claims(tmp_path / profile, profile, tmp_path / "claims.csv") == 1
+        assert store.keep_claims(tmp_path / profile, profile, tmp_path / "claims.csv") == 1
     kept = pd.read_csv(tmp_path / "claims.csv")
     assert kept["profile"].tolist() == ["quick", "gpu"]
     assert kept["verdict"].tolist() == ["does not hold", "undecided"]
@@ -444,7 +447,7 @@ def test_claims_of_profiles_stand_side_by_side_and_are_replaced(tmp_path):
 
 
 def test_a_run_without_claims_leaves_the_table_alone(tmp_path):
-    assert report.keep_claims(tmp_path, "quick", tmp_path / "claims.csv") == 0
+    assert store.keep_claims(tmp_path, "quick", tmp_path / "claims.csv") == 0
     assert not (tmp_path / "claims.csv").exists()
 
 
@@ -457,13 +460,14 @@ def test_a_damaged_notebook_is_named_and_stops_no_report(tmp_path, harm):
     book.metadata["papermill"] = {"start_time": "2026-01-01T00:00:00+00:00", "parameters": {}}
     book.cells[-1].outputs = [nbformat.v4.new_output("stream", text="0.25\n")]
     nbformat.write(book, executed)
-    report.tidy(executed)
-    given = tmp_path / "run", [source], read_profile(ROOT, "quick")
+    tidy(executed)
+    page = tmp_path / "run" / "report.html"
+    given = page, [executed], [source], read_profile(ROOT, "quick")
     assert '<td class="done">' in report.write(*given).read_text("utf-8")
     text = executed.read_text("utf-8")
     damaged = {"cut": text[: len(text) // 2], "turned": text.replace("0.25", "0.35"), "empty": ""}
     executed.write_text(damaged[harm], "utf-8")
-    with pytest.warns(UserWarning, match=r"00_first\.ipynb: damaged"):
+    with pytest.warns(UserWarning, match=r"00_first\.ipynb' is damaged"):
         page = report.write(*given).read_text("utf-8")
     assert '<td class="damaged">' in page
     assert "0.35" not in page

@@ -229,7 +229,7 @@ def test_make_passes_settings_and_folders_as_they_are(tmp_path, text, settings):
 def test_a_profile_sets_only_parameters_that_exist(name, tmp_path):
     assert name != QUICK  # its values are the notebooks' own
     profile = read_profile(ROOT, name)
-    assert plan(ROOT, profile, (), (), tmp_path, tmp_path)
+    assert plan(ROOT, profile, (), {}, tmp_path, tmp_path)
 
 
 @each_notebook

@@ -40,6 +40,7 @@ from stepkit.data.ucf101 import frame_numbers, read_annotations, read_split
 from stepkit.networks import load_weights
 from stepkit.panels import plain_name, read_upload
 from stepkit.viz import plots
+from tools import store
 
 # --- ids that become names of files --------------------------------------------------------------
 
@@ -512,7 +513,7 @@ def test_a_name_is_no_formula_and_no_tex(name):
 def test_names_in_the_table_of_claims_show_as_they_are():
     rows = [{"claim": name, "dataset": name, "model": name, "against": name} for name in NAMES]
     table = pd.DataFrame(rows).assign(profile="quick", unit="", ratio=0.0, verdict="holds")
-    page = report.claims_page(table.assign(mean=0.1, low=0.0, high=0.2))
+    page = store.claims_page(table.assign(mean=0.1, low=0.0, high=0.2))
     lines = page[page.index("## Profile") :].splitlines()[2:]
     assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {len(NAMES) + 3}
     html = mistune.create_markdown(escape=False, plugins=["table"])("\n".join(lines))
@@ -541,8 +542,10 @@ def test_a_damaged_notebook_is_named_and_the_others_are_shown(tmp_path):
     damaged(tmp_path / "notebooks" / "01.ipynb")
     (tmp_path / "notebooks" / "02.ipynb").write_text("[]")
     (tmp_path / "notebooks" / "03.ipynb").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"0[123]\.ipynb: damaged") as warned:
-        page = report.write(tmp_path, sources, SimpleNamespace(name="<i>")).read_text("utf-8")
+    executed = [tmp_path / "notebooks" / source.name for source in sources]
+    given = tmp_path / "report.html", executed, sources, SimpleNamespace(name="<i>")
+    with pytest.warns(UserWarning, match=r"0[123]\.ipynb' is damaged") as warned:
+        page = report.write(*given).read_text("utf-8")
     assert len(warned) == 3
     assert page.count('<td class="damaged">damaged</td>') == 3
     assert page.count('<td class="done">') == 1
