@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from stepkit._files import write_whole
-from stepkit.viz import DPI, FONT
+from stepkit.viz._style import DPI, FONT
 from stepkit.viz.plots import plot_intervals
 
 OUT = Path(__file__).parents[1] / "figures"

@@ -23,7 +23,7 @@ from stepkit import _checks, metrics, panels
 from stepkit.attribution import PRESETS, attribute, step
 from stepkit.attribution import methods as known_methods
 from stepkit.panels import KINDS, SUM
-from stepkit.viz import CMAP, OPACITY, caption
+from stepkit.viz._style import CMAP, OPACITY, caption
 
 OTHERS = ("grad_cam", "gradient", "integrated_gradients", "random")
 METHODS = {"step": {"preset": "fast"}} | {method: {} for method in OTHERS}

@@ -24,6 +24,7 @@ from stepkit._sources import guess_count
 from stepkit.attribution import heatmap
 from stepkit.clips import frame_size, read_clip, unnormalise
 from stepkit.models import check_model, device_of, frozen
+from stepkit.viz._frames import render, top
 
 KINDS = ("clip", "overlay", "kept", "mask", "inserted")
 SUM, KEEP = "sum", 0.15  # the heatmap instead of one area's mask, and the share of it that is kept
@@ -72,7 +73,7 @@ def probabilities(model: nn.Module, clip: Tensor) -> Tensor:
 
 def keep(clip: Tensor, seen: Seen, removal="blur") -> Tensor:
     """Return the clip (3, T, H, W) with all removed but what is kept."""
-    mask = seen.drawn if seen.keep is None else viz.top(seen.drawn, seen.keep)
+    mask = seen.drawn if seen.keep is None else top(seen.drawn, seen.keep)
     mask = mask.clamp(0, 1)[None].to(clip.device)
     return removals.named(removal).apply(clip[None], mask)[0]
 
@@ -87,14 +88,14 @@ def film(clip: Tensor, found: Tensor | None, seen: Seen | None, kind: str, share
     """
     rgb = unnormalise(clip.detach().cpu()).permute(1, 2, 3, 0).numpy()
     if kind == "clip":
-        return pictures(viz.render("clip", rgb, None, None))
+        return pictures(render("clip", rgb, None, None))
     if seen is None:
         return pictures(np.full((1, *rgb.shape[1:]), 200, np.uint8)) * len(rgb)
     if kind == "inserted":
         heat = see(found, SUM, ()).drawn
         clip = metrics.perturbed(clip.detach().cpu(), heat, share)
         return film(clip, None, None, "clip", share, look)
-    return pictures(viz.render(kind, rgb, *seen, *look))
+    return pictures(render(kind, rgb, *seen, *look))
 
 
 def pictures(frames: np.ndarray) -> list[bytes]:

@@ -12,6 +12,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+import stepkit as sk
 from stepkit import viz
 from stepkit.clips import normalise
 from stepkit.viz import display, frames_rgb, plots, save_video, show
@@ -295,10 +296,10 @@ def test_inputs_are_left_alone(clip, corner):
         ({"clip": torch.zeros(T, H, W)}, r"clip: got shape \(4, 20, 24\), expected \(3, T, H, W\)"),
         ({"clip": torch.zeros(2, 3, T, H, W)}, r"clip: got shape \(2, 3, 4, .*\(1, 3, T, H, W\)"),
         ({"clip": torch.full((3, T, H, W), torch.nan)}, "clip: got NaN"),
-        ({"maps": torch.zeros(T, H, 9)}, r"maps: got shape \(4, 20, 9\).*\(3, 4, 20, 24\)"),
+        ({"maps": torch.zeros(T, H, 9)}, r"maps: got shape \(4, 20, 9\), expected \(4, 20, 24\)"),
         (
             {"maps": {"a": torch.zeros(2, H, W)}},
-            r"maps\['a'\]: got shape \(2, 20, 24\).*\(3, 4, 20",
+            r"maps\['a'\]: got shape \(2, 20, 24\), expected \(4, 20",
         ),
         ({"maps": torch.full((T, H, W), torch.inf)}, "maps: got NaN or infinity"),
         ({"maps": torch.full((T, H, W), 2.0), "keep": None}, r"maps: got 2\.\.2, expected a mask"),
@@ -412,7 +413,7 @@ def test_video_is_written_whole_or_not_at_all(tmp_path, clip, monkeypatch):
     def full(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("stepkit.viz.film.os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="disk full"):
         save_video(path, clip)
     assert os.listdir(tmp_path) == ["a.mp4"]
@@ -440,14 +441,13 @@ def test_curves():
     assert ax.get_ylabel() == "probability of the class"
     assert ax.get_title("left") == "insertion"
     (legend,) = figure.legends
-    assert [t.get_text() for t in legend.get_texts()] == ["Grad-CAM", "Random"]  # highest first
+    assert [t.get_text() for t in legend.get_texts()] == ["Random", "Grad-CAM"]  # as in Table I
     assert "3 clips" in legend.get_title().get_text()
     assert "95 % bootstrap" in legend.get_title().get_text()
-    lines = {line.get_label(): line for line in ax.lines}
-    np.testing.assert_allclose(lines["Random"].get_ydata(), 0.4 * x, atol=1e-6)
-    looks = {(line.get_linestyle(), line.get_marker()) for line in ax.lines}
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 0.4 * x, atol=1e-6)
+    looks = {(line.get_linestyle(), line.get_marker()) for line in ax.lines[:2]}
     assert len(looks) == 2  # told apart without colour
-    _, band = ax.collections
+    band, _ = ax.collections
     edge = band.get_paths()[0].vertices
     at_end = edge[np.isclose(edge[:, 0], 1), 1]
     # Of the 27 resamples of three clips, 1 has the mean 0.2: more than 2.5 %, so it is the edge.
@@ -463,9 +463,26 @@ def test_curve_of_one_clip_has_no_band():
 
 def test_curves_do_not_look_alike():
     values = {str(i): ([0.0, 1.0], [[0.0, i]]) for i in range(27)}
-    lines = plot_curves(values).axes[0].lines
-    assert len({(x.get_color(), x.get_linestyle(), x.get_marker()) for x in lines}) == 27
-    assert len({(x.get_linestyle(), x.get_marker()) for x in lines}) == 27
+    lines = plot_curves(values).axes[0].lines[:27]
+    looks = {(line._unscaled_dash_pattern[1], line.get_marker()) for line in lines}
+    assert len(looks) == 27
+
+
+def test_a_method_has_one_look_in_every_plot():
+    looks = viz.palette(["mine"])
+    assert list(looks.index) == [*sk.methods().index, "mine"]
+    assert not looks[["marker", "dashes"]].astype(str).duplicated().any()  # in grey, too
+    shown = ["random", "gradient", "integrated_gradients", "smoothgrad", "excitation_backprop"]
+    shown += ["smoothgrad_squared", "xrai", "grad_cam", "extremal_perturbation", "step"]
+    assert not looks["colour"][shown].duplicated().any()
+    white = np.array([1.05 / (0.05 + LUMA @ np.array(c) ** 2.2) for c in looks["colour"]])
+    assert white.min() > 2  # contrast, by about WCAG's formula
+    curve = [0, 1], [[0.0, 1.0], [0.5, 0.5]]
+    alone, among = (dict.fromkeys(names, curve) for names in (["step"], ["grad_cam", "step"]))
+    for curves in (alone, among):
+        line = plot_curves(curves).axes[0].lines[len(curves) - 1]
+        assert line.get_color() == looks["colour"]["step"]
+        assert line.get_marker() == looks["marker"]["step"]
 
 
 @pytest.mark.parametrize(
@@ -502,12 +519,13 @@ def test_history(history):
     figure = plot_history(history, (0.05, 0.20))
     assert [ax.get_title("left") for ax in figure.axes] == ["probability", "area loss", "core loss"]
     assert [ax.get_yscale() for ax in figure.axes] == ["linear", "log", "linear"]
-    assert all(len(ax.lines) == 2 and ax.get_xlabel() == "iteration" for ax in figure.axes)
+    assert all(ax.get_xlabel() == "iteration" for ax in figure.axes)
+    assert [len([x for x in ax.lines if len(x.get_xdata())]) for ax in figure.axes] == [2, 2, 2]
     np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), 0.25, atol=1e-6)  # of 2 clips
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["5 %", "20 %"]
     figure._repr_png_()
     pd.testing.assert_frame_equal(history, before)
-    assert len(plot_history(history, [0.2]).axes[0].lines) == 1
+    assert len(plot_history(history, [0.2]).axes[1].lines) == 1
 
 
 def test_errors_of_history(history):
@@ -533,12 +551,15 @@ def test_intervals_are_drawn_at_their_values(table):
     figure = plots.plot_intervals(table.drop(("d2", "m2", "step")), xlabel="AUC", zero=True)
     first, second = figure.axes
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["d1", "d2"]
-    assert [t.get_text() for t in first.get_yticklabels()] == ["STEP", "Grad-CAM"]
-    dots = [line.get_xdata().tolist() for line in first.lines[:2]]
-    np.testing.assert_allclose(dots, [[0.1, 0.2], [0.3, 0.4]])
-    assert second.lines[1].get_xdata().tolist() == pytest.approx([0.8])
-    spans = first.collections[0].get_segments()
-    np.testing.assert_allclose([s[:, 0] for s in spans], [[0.05, 0.2], [0.15, 0.3]])
+    assert [t.get_text() for t in first.get_yticklabels()] == [
+        "Grad-CAM",
+        "STEP",
+    ]  # Table I's order
+    spans, dots = first.collections[:2]
+    np.testing.assert_allclose(dots.get_offsets()[:, 0], [0.1, 0.2])
+    np.testing.assert_allclose([s[:, 0] for s in spans.get_segments()], [[0.05, 0.2], [0.15, 0.3]])
+    assert dots.get_offsets()[0, 1] > dots.get_offsets()[1, 1]  # STEP is the lower row
+    assert second.collections[3].get_offsets()[:, 0].tolist() == pytest.approx([0.8])
 
 
 def test_what_is_not_known_is_not_drawn(table, tmp_path):
@@ -551,7 +572,8 @@ def test_what_is_not_known_is_not_drawn(table, tmp_path):
         plots.plot_pairs(nothing[["low", "high"]].rename_axis([*"abc"]), label="c"),
     ):
         figure.savefig(tmp_path / "empty.png")  # axes, and nothing in them
-        assert np.isnan([x for line in figure.axes[0].lines[:2] for x in line.get_xdata()]).all()
+        drawn = figure.axes[0].collections[-1].get_offsets()[:, 0]
+        assert np.ma.masked_invalid(drawn).mask.all()
 
 
 def test_the_papers_numbers_are_crosses(table):
@@ -586,7 +608,7 @@ def test_a_method_has_one_colour_as_row_and_as_marker(table):
     step, grad_cam = colours(rows, 1)
     assert step != grad_cam
     dots = [c for c in range(4) if c % 2]  # intervals, dots of each marker
-    assert [colours(marks, c)[0] for c in dots] == [step, grad_cam]
+    assert [colours(marks, c)[0] for c in dots] == [grad_cam, step]
 
 
 def test_pairs_have_a_marker_each_and_their_correlation(table):
@@ -594,7 +616,9 @@ def test_pairs_have_a_marker_each_and_their_correlation(table):
         {"α": [0.1, 0.2, 0.3], "ρ": [0.3, 0.2, 0.1]}, pd.Index(list("aab"), name="k")
     )
     figure = plots.plot_pairs(pairs, label="k")
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 1]
+    (dots,) = figure.axes[0].collections
+    assert len(dots.get_offsets()) == 3
+    assert len({str(path.vertices) for path in dots.get_paths()}) == 2
     assert "r = -1.00" in figure.legends[0].get_title().get_text()
 
 

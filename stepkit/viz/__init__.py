@@ -1,21 +1,9 @@
 """What people see: pictures, plots and short videos."""
 
+from stepkit.viz._frames import display, frames_rgb
+from stepkit.viz._style import caption, palette
 from stepkit.viz.film import save_video
-from stepkit.viz.pictures import (
-    CMAP,
-    DPI,
-    FONT,
-    OPACITY,
-    ROWS,
-    Picture,
-    caption,
-    display,
-    frames_rgb,
-    render,
-    show,
-    show_clips,
-    top,
-)
+from stepkit.viz.pictures import show, show_clips
 from stepkit.viz.plots import (
     forest,
     plot_curves,
@@ -26,24 +14,17 @@ from stepkit.viz.plots import (
 )
 
 __all__ = [
-    "CMAP",
-    "DPI",
-    "FONT",
-    "OPACITY",
-    "ROWS",
-    "Picture",
     "caption",
     "display",
     "forest",
     "frames_rgb",
+    "palette",
     "plot_curves",
     "plot_history",
     "plot_intervals",
     "plot_pairs",
     "plot_training",
-    "render",
     "save_video",
     "show",
     "show_clips",
-    "top",
 ]

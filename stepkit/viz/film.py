@@ -1,6 +1,5 @@
 """Short videos of a clip and its attributions."""
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,8 +7,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from stepkit import _checks
-from stepkit.viz.pictures import CMAP, OPACITY, ROWS, _burn, _inputs, render
+from stepkit._checks import one_of, require
+from stepkit._files import write_whole
+from stepkit.viz._frames import KINDS, burn, inputs, render
+from stepkit.viz._style import CMAP, OPACITY
 
 __all__ = ["save_video"]
 
@@ -51,30 +52,26 @@ def save_video(
     """
     path = Path(path)
     write = {".mp4": _write_mp4, ".gif": _write_gif}
-    _checks.one_of("suffix of path", path.suffix.lower(), write)
+    one_of("suffix of path", path.suffix.lower(), write)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: got '{path}', expected a file in a folder that exists")
-    _checks.require(fps > 0, "fps", fps, "a positive rate")
-    _checks.require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
-    rgb, maps, boxes = _inputs(clip, {} if maps is None else {"": maps}, boxes, keep)
+    require(fps > 0, "fps", fps, "a positive rate")
+    require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
+    rgb, maps, boxes = inputs(clip, {} if maps is None else {"": maps}, boxes, keep)
     scale = max(1, round(224 / rgb.shape[1])) if scale is None else scale
-    _checks.require(isinstance(scale, int) and scale > 0, "scale", scale, "a whole number above 0")
+    require(isinstance(scale, int) and scale > 0, "scale", scale, "a whole number above 0")
     strips = []
-    for kind in ROWS[:3] if maps else ROWS[:1]:
+    for kind in KINDS[:3] if maps else KINDS[:1]:
         strip = render(kind, rgb, maps.get(""), keep, opacity, cmap)
         strip = strip.repeat(scale, 1).repeat(scale, 2)
         if kind != "kept":
-            _burn(strip, [scale * b for b in boxes])
+            burn(strip, [scale * b for b in boxes])
         strips += [strip, np.full_like(strip[:, :, :8], 255)]
     frames = np.concatenate(strips[:-1], axis=2)
     # yuv420p holds one colour for 2 x 2 pixels: an odd side gets its last line twice.
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write[path.suffix.lower()](unfinished, np.pad(frames, odd, mode="edge"), Fraction(fps))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    padded, rate = np.pad(frames, odd, mode="edge"), Fraction(fps)
+    write_whole(path, lambda part: write[path.suffix.lower()](part, padded, rate))
     return path
 
 

@@ -3,24 +3,29 @@
 import math
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 import pandas as pd
-import torch
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor
 
-from stepkit import _checks
-from stepkit.attribution import methods
-from stepkit.viz.pictures import DPI, FONT, Picture, caption
+from stepkit import stats
+from stepkit._checks import require
+from stepkit.attribution import _METHODS as METHODS
+from stepkit.viz._style import FONT, Picture, caption, palette, styled
 
-# Okabe and Ito's palette, which colour-blind readers tell apart (less its yellow, too pale on
-# white). 7 colours, 4 dashes and 9 markers: no two of the first 252 curves look alike.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
+__all__ = [
+    "forest",
+    "plot_curves",
+    "plot_history",
+    "plot_intervals",
+    "plot_pairs",
+    "plot_training",
+]
 
 
+@styled()
 def plot_curves(
     curves, *, xlabel="share of the clip inserted", ylabel="probability of the class", title=None
 ) -> Figure:
@@ -36,7 +41,7 @@ def plot_curves(
     Returns
     -------
     Figure
-        The legend lists the highest mean first. The band is the percentile interval of the mean
+        Looks and order are those of `palette`. The band is the percentile interval of the mean
         over 1000 resamples of the clips; one clip has none.
 
     Raises
@@ -48,49 +53,51 @@ def plot_curves(
     --------
     >>> figure = plot_curves({"step": ([0, 0.5, 1], [[0.1, 0.8, 0.9], [0.2, 0.6, 0.9]])})
     """
-    _checks.require(len(curves) > 0, "curves", "none", "at least one")
-    curves = {name: _curve(name, *pair) for name, pair in curves.items()}
-    figure = Picture(figsize=(9, 4.2), dpi=DPI, layout="constrained")
+    require(len(curves) > 0, "curves", "none", "at least one")
+    table = pd.concat([_curve(name, *pair) for name, pair in curves.items()], ignore_index=True)
+    clips = sorted(set(table.groupby("name")["clip"].nunique()))
+    many = clips[-1] > 1
+    figure = Picture(figsize=(9, 4.2))
     ax = figure.subplots()
-    # The look follows the caller's order, so that a method has the same one in two plots.
-    for i, (name, (x, values)) in sorted(
-        enumerate(curves.items()), key=lambda item: -item[1][1][1].mean()
-    ):
-        # Ten markers a curve, each method's elsewhere, so that they do not hide one another.
-        every = max(1, len(x) // 10)
-        marks = {"marker": MARKERS[i % 9], "markevery": (i * every // len(curves), every)}
-        style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "markersize": 5}
-        ax.plot(x, values.mean(0), label=caption(name), **style, **marks)
-        if len(values) > 1:
-            ax.fill_between(x, *_interval(values), color=COLOURS[i % 7], alpha=0.13, linewidth=0)
-    clips = sorted({len(values) for _, values in curves.values()})
+    band = {"errorbar": _interval if many else None, "err_kws": {"alpha": 0.13, "linewidth": 0}}
+    sns.lineplot(table, x="x", y="y", **_looks("name", curves), markersize=6, **band, ax=ax)
+    # Ten markers a curve, each method's elsewhere, so that they do not hide one another.
+    drawn = [line for line in ax.lines if len(line.get_xdata())]
+    for i, line in enumerate(drawn):
+        every = max(1, len(line.get_xdata()) // 10)
+        line.set_markevery((i * every // len(drawn), every))
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
     note = "to ".join(f"{n} " for n in dict.fromkeys((clips[0], clips[-1])))
-    note = "one clip" if clips == [1] else f"mean over {note}clips,\nband: 95 % bootstrap"
-    _dress(ax, xlabel, title)
-    ax.set_ylabel(ylabel, fontsize=FONT)
-    _legend(figure, ax, note)
+    _legend(figure, ax, f"mean over {note}clips,\nband: 95 % bootstrap" if many else "one clip")
     return figure
 
 
-def _curve(name: str, fractions, values) -> tuple[np.ndarray, np.ndarray]:
-    """Return one method's fractions (L+1,) and values (N, L+1), checked."""
+def _curve(name: str, fractions, values) -> pd.DataFrame:
+    """Return one method's fractions (L+1,) and values (N, L+1), checked, a row per point."""
     x, y = (
-        np.asarray(a.detach().cpu() if isinstance(a, torch.Tensor) else a, float)
+        np.asarray(a.detach().cpu() if isinstance(a, Tensor) else a, float)
         for a in (fractions, values)
     )
     fits = x.ndim == 1 and y.ndim == 2 and len(y) > 0 and y.shape[1] == len(x)
     given = f"fractions {x.shape}, values {y.shape}"
-    _checks.require(fits, f"curves[{name!r}]", given, "(L+1,) and (N, L+1)")
+    require(fits, f"curves[{name!r}]", given, "(L+1,) and (N, L+1)")
     finite = np.isfinite(x).all() and np.isfinite(y).all()
-    _checks.require(finite, f"curves[{name!r}]", "NaN or infinity", "finite values")
-    return x, y
+    require(finite, f"curves[{name!r}]", "NaN or infinity", "finite values")
+    clip = np.arange(len(y)).repeat(len(x))
+    return pd.DataFrame({"name": name, "clip": clip, "x": np.tile(x, len(y)), "y": y.ravel()})
 
 
-def _interval(values: np.ndarray) -> np.ndarray:
-    """Return the 2.5th and the 97.5th percentile of the mean over resampled clips, (2, L+1)."""
-    n = len(values)
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=1000)
-    return np.percentile(counts @ values / n, [2.5, 97.5], axis=0)
+def _interval(values) -> pd.Series:
+    return stats.bootstrap_mean(values, 1000)[["low", "high"]]
+
+
+def _looks(column: str, names) -> dict:
+    """Return what tells seaborn to draw each name of a column as `palette` has it."""
+    looks = palette(names)
+    order = [name for name in looks.index if name in names]
+    look = {"palette": looks["colour"].to_dict(), "markers": looks["marker"].to_dict()}
+    look |= {"hue": column, "style": column, "hue_order": order, "style_order": order}
+    return look | {"dashes": looks["dashes"].to_dict()}
 
 
 def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, title=None) -> Figure:
@@ -98,6 +105,7 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, titl
     return forest(table, xlabel=xlabel, zero=zero, title=title, across=0, width=9)
 
 
+@styled()
 def forest(
     table: pd.DataFrame,
     *,
@@ -134,68 +142,65 @@ def forest(
     Returns
     -------
     Figure
-        Dots with their intervals, a cross where the paper prints a number. A method has the same
-        colour in every picture, as a row and as a marker. Printed in grey, the shape of a marker
-        tells it from others, and every second is hollow.
+        Dots with their intervals, a cross where the paper prints a number. Methods have the looks
+        and the order of `palette`, as rows and as markers. Every second marker is hollow.
     """
     fits = isinstance(table.index, pd.MultiIndex) and table.index.nlevels == 3
-    _checks.require(fits, "table", f"{table.index.nlevels} index levels", "panel, marker, row")
+    require(fits, "table", f"{table.index.nlevels} index levels", "panel, marker, row")
     table = table if table["mean"].isna().all() else table.dropna(subset="mean")
-    panels, rows = (list(dict.fromkeys(table.index.get_level_values(i))) for i in (0, 2))
-    parts = {panel: table.loc[[panel]].droplevel(0) for panel in panels}
-    marks = {name: list(dict.fromkeys(t.index.get_level_values(0))) for name, t in parts.items()}
+    table = table.rename_axis(["panel", "mark", "row"]).reset_index()
+    looks = palette([*table["mark"], *table["row"]])
+    rows = [name for name in looks.index if name in set(table["row"])]
+    panels = dict(list(table.groupby("panel", sort=False)))
     across = min(across or len(panels), len(panels))
+    most = max(panel["mark"].nunique() for panel in panels.values())
     down = math.ceil(len(panels) / across)
-    most = max(map(len, marks.values()))
     height = 0.9 + down * max(0.8, 0.3 + (0.08 + 0.065 * most) * len(rows))
-    figure = Picture(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Picture(figsize=(width, height))
     axes = figure.subplots(down, across, sharex=sharex, sharey=True, squeeze=False).ravel()
     for ax in axes[len(panels) :]:
         ax.remove()
     legend = {}
-    for ax, panel in zip(axes, panels, strict=False):
-        _rows_of(ax, parts[panel], marks[panel], rows)
-        legend |= {name: line for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    for ax, (name, panel) in zip(axes, panels.items(), strict=False):
+        _draw_panel(ax, panel, rows, looks)
+        handles, labels = ax.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
         if zero:
             ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
         if margin:
             ax.axvspan(-margin, margin, color="0.9", linewidth=0, zorder=0)
-        ax.set_yticks(range(len(rows)), [caption(row) for row in rows])
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        _dress(ax, "", str(panel))
-        ax.title.set_fontsize(FONT - 1)
-        ax.margins(x=0.04)
+        ax.set_title(str(name), fontsize=FONT - 1)
     figure.supxlabel(xlabel, fontsize=FONT)
     figure.suptitle(title or "", fontsize=FONT, x=0, ha="left")
-    style = {"fontsize": FONT - 1, "frameon": False, "ncols": 2 if width < 9 else 4}
-    figure.legend(legend.values(), legend, loc="outside upper center", columnspacing=1, **style)
+    style = {"handlelength": 2, "columnspacing": 1, "ncols": 2 if width < 9 else 4}
+    figure.legend(legend.values(), legend, loc="outside upper center", **style)
     return figure
 
 
-def _rows_of(ax, table: pd.DataFrame, marks: list, rows: list) -> None:
-    """Draw the rows of one panel, a set of markers for each value of the first level."""
-    known = {method: i for i, method in enumerate(methods().index)}
-    apart = 0.7 / len(marks)
+def _draw_panel(ax, panel: pd.DataFrame, rows: list, looks: pd.DataFrame) -> None:
+    """Draw one panel of a forest: in each row, one below the other, the markers."""
+    by_row = set(rows) <= set(METHODS)  # then the colours tell the rows apart, not the markers
+    marks = [name for name in looks.index if name in set(panel["mark"])]
     for i, mark in enumerate(marks):
-        own = [row for row in rows if (mark, row) in table.index]
-        part = table.loc[[(mark, row) for row in own]]
-        y = np.array([rows.index(row) for row in own]) + apart * (i - (len(marks) - 1) / 2)
-        of_rows = [COLOURS[known[row] % 7] for row in own if row in known]
-        look = "0.2" if of_rows else COLOURS[known.get(mark, i) % 7]
-        colours = of_rows if len(of_rows) == len(own) else look
-        shape = MARKERS[known.get(mark, i) % 9]
-        fill = {"markerfacecolor": "white"} if i % 2 else {}
+        part = panel[panel["mark"] == mark]
+        y = part["row"].map(rows.index) + 0.7 * ((i + 0.5) / len(marks) - 0.5)
+        colours = looks["colour"][part["row" if by_row else "mark"]].tolist()
+        look = {"marker": looks["marker"][mark], "facecolors": "white" if i % 2 else colours}
         ax.hlines(y, part["low"], part["high"], color=colours, linewidth=1.3)
-        style = {"color": look, "linestyle": "", "markersize": 4.5, "label": caption(mark)}
-        ax.plot(part["mean"], y, shape, **style | fill)
-        dots = {"s": 20, "edgecolors": colours, "facecolors": "white" if fill else colours}
-        ax.scatter(part["mean"], y, marker=shape, zorder=3, **dots)
+        ax.scatter(part["mean"], y, s=20, edgecolors=colours, zorder=3, **look)
+        look = {"marker": look["marker"], "linestyle": "", "color": "0.2" if by_row else colours[0]}
+        look |= {"markerfacecolor": "white"} if i % 2 else {}
+        ax.plot([], **look, markersize=5, label=caption(mark))
         if "paper" in part and part["paper"].notna().any():
-            name = caption(str(mark).removesuffix("_narrow"))
-            style |= {"label": f"{name} in the paper", "zorder": 1.8}
-            ax.plot(part["paper"], y, "x", **style | {"markersize": 5})
+            label = f"{caption(str(mark).removesuffix('_narrow'))} in the paper"
+            look |= {"marker": "x", "label": label, "zorder": 1.8}
+            ax.plot(part["paper"], y, **look, markersize=5)
+    ax.set_yticks(range(len(rows)), [caption(row) for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.margins(x=0.04)
 
 
+@styled()
 def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     """Plot one column of a table against another, a marker for each value of an index level.
 
@@ -213,23 +218,22 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     Figure
         With Pearson's r of all points in the legend's title, if there are three or more.
     """
-    _checks.require(table.shape[1] == 2, "table", f"{table.shape[1]} columns", "two")
-    _checks.require(len(table) > 0, "table", "no row", "at least one")
+    require(table.shape[1] == 2, "table", f"{table.shape[1]} columns", "two")
+    require(len(table) > 0, "table", "no row", "at least one")
     across, up = table.columns
-    table = table.dropna()
-    figure = Picture(figsize=(6, 3.6), dpi=DPI, layout="constrained")
+    figure = Picture(figsize=(6, 3.6))
     ax = figure.subplots()
-    for i, (name, part) in enumerate(table.groupby(label, sort=False)):
-        style = {"color": COLOURS[i % 7], "linestyle": "", "label": str(name)}
-        ax.plot(part[across], part[up], MARKERS[i % 9], **style)
-    _dress(ax, across, title)
+    look = _looks(label, table.index.unique(label))
+    del look["dashes"]
+    sns.scatterplot(table.reset_index(label), x=across, y=up, **look, s=45, ax=ax)
+    ax.set_title(title or "")
     ax.margins(x=0.05)
-    ax.set_ylabel(up, fontsize=FONT)
-    r = table[across].corr(table[up]) if len(table) > 2 else math.nan
-    _legend(figure, ax, "" if math.isnan(r) else f"r = {r:.2f} of\n{len(table)} points")
+    r, n = table[across].corr(table[up], min_periods=3), len(table.dropna())
+    _legend(figure, ax, "" if math.isnan(r) else f"r = {r:.2f} of\n{n} points")
     return figure
 
 
+@styled()
 def plot_history(history, areas=None) -> Figure:
     """Plot how STEP's optimisation went: probability, area loss and core loss, a line per area.
 
@@ -257,19 +261,19 @@ def plot_history(history, areas=None) -> Figure:
     panels = ["probability", "area_loss", "core_loss"]
     columns = ["clip", "area", "iteration", *panels]
     missing = sorted(set(columns) - set(history.columns))
-    _checks.require(not missing, "history", f"no column {missing}", f"columns {columns}")
-    _checks.require(len(history) > 0, "history", "no row", "at least one iteration")
+    require(not missing, "history", f"no column {missing}", f"columns {columns}")
+    require(len(history) > 0, "history", "no row", "at least one iteration")
     known = sorted(history["area"].unique())
-    areas = known if areas is None else [_nearest(area, known) for area in areas]
-    mean = history.groupby(["area", "iteration"])[panels].mean()
-    figure = Picture(figsize=(9, 3), dpi=DPI, layout="constrained")
+    names = {_nearest(area, known): f"{100 * area:.3g} %" for area in areas or known}
+    mean = history.groupby(["area", "iteration"])[panels].mean().loc[list(names)].reset_index()
+    mean["area"] = mean["area"].map(names)
+    figure = Picture(figsize=(9, 3))
     axes = figure.subplots(1, len(panels))
     for ax, column in zip(axes, panels, strict=True):
-        for i, area in enumerate(areas):
-            # Areas have an order, so their colours have one: from dark to light.
-            colour = matplotlib.colormaps["viridis"](0.78 * i / max(1, len(areas) - 1))
-            style = {"color": colour, "linestyle": DASHES[i % 4], "label": f"{100 * area:.3g} %"}
-            ax.plot(mean.loc[area, column], **style)
+        # Areas have an order, so their colours have one: from light to dark.
+        look = {"hue": "area", "style": "area", "palette": "crest", "legend": ax is axes[0]}
+        sns.lineplot(mean, x="iteration", y=column, **look, ax=ax)
+        ax.set(title=column.replace("_", " "), ylabel="")
         if column == "probability":
             ax.set_ylim(-0.03, 1.03)
         elif (mean[column] > 0).all():
@@ -277,12 +281,19 @@ def plot_history(history, areas=None) -> Figure:
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-        _dress(ax, "iteration", column.replace("_", " "))
     clips = history["clip"].nunique()
     _legend(figure, axes[0], "area" if clips == 1 else f"area\n({clips} clips)")
     return figure
 
 
+def _nearest(area: float, known: list) -> float:
+    """Return the area of the history that ``area`` means; as float32, 0.05 is another number."""
+    same = [k for k in known if math.isclose(k, area, rel_tol=1e-4)]
+    require(len(same) > 0, "areas", area, "one of " + ", ".join(f"{k:g}" for k in known))
+    return same[0]
+
+
+@styled()
 def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Plot how trainings went: the loss, and the accuracy on the validation part.
 
@@ -295,39 +306,25 @@ def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
     -------
     Figure
     """
-    _checks.require(len(histories) > 0, "histories", "none", "at least one")
-    figure = Picture(figsize=(9, 3.2), dpi=DPI, layout="constrained")
+    require(len(histories) > 0, "histories", "none", "at least one")
+    table = pd.concat(histories, names=["name"]).reset_index("name")
+    table["epoch"] += 1
+    figure = Picture(figsize=(9, 3.2))
     axes = figure.subplots(1, 2)
     panels = {"loss": "training loss", "val_top1": "validation accuracy"}
-    for ax, (column, label) in zip(axes, panels.items(), strict=True):
-        for i, (name, history) in enumerate(histories.items()):
-            style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "label": name}
-            ax.plot(history["epoch"] + 1, history[column], **style)
-        _dress(ax, "epoch", label)
+    for ax, (column, title) in zip(axes, panels.items(), strict=True):
+        look = {**_looks("name", list(histories)), "markers": False, "legend": ax is axes[0]}
+        sns.lineplot(table, x="epoch", y=column, **look, ax=ax)
+        ax.set(title=title, ylabel="")
     axes[1].set_ylim(-0.03, 1.03)
     _legend(figure, axes[0], "")
     return figure
 
 
-def _nearest(area: float, known: list) -> float:
-    """Return the area of the history that ``area`` means; as float32, 0.05 is another number."""
-    same = [k for k in known if math.isclose(k, area, rel_tol=1e-4)]
-    _checks.require(len(same) > 0, "areas", area, "one of " + ", ".join(f"{k:g}" for k in known))
-    return same[0]
-
-
-def _dress(ax, xlabel: str, title) -> None:
-    ax.set_xlabel(xlabel, fontsize=FONT)
-    ax.set_title(title or "", fontsize=FONT, loc="left")
-    ax.tick_params(labelsize=FONT - 1)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(color="0.9", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.margins(x=0.01)
-
-
 def _legend(figure: Figure, ax, title: str) -> None:
-    """Put the legend at the right of the figure, where it hides no line."""
-    style = {"fontsize": FONT, "title_fontsize": FONT - 1, "frameon": False, "handlelength": 3.2}
-    lines = ax.get_legend_handles_labels()
-    figure.legend(*lines, loc="outside right center", title=title, alignment="left", **style)
+    """Put seaborn's legend at the right of the figure, where it hides no line."""
+    handles, names = ax.get_legend_handles_labels()
+    if handles:
+        ax.get_legend().remove()
+    style = {"loc": "outside right center", "alignment": "left", "title_fontsize": FONT - 1}
+    figure.legend(handles, [caption(name) for name in names], title=title, **style)
