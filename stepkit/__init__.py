@@ -28,7 +28,7 @@ from stepkit.models import scores
 from stepkit.models.wrapped import wrap
 from stepkit.networks import load_model
 from stepkit.prepare import prepare
-from stepkit.viz import plots, save_video, show
+from stepkit.viz import save_video, show
 
 __all__ = [
     "attribute",
@@ -61,9 +61,13 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Import the explorer when it is first asked for: it needs Jupyter's widgets."""
+    """Import what needs Jupyter's widgets, as seaborn does, when it is first asked for."""
     if name == "explore":
         from stepkit.explorer import explore
 
         return explore
+    if name == "plots":
+        from stepkit.viz import plots
+
+        return plots
     raise AttributeError(f"module 'stepkit' has no attribute {name!r}")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from PIL import Image
 
 import stepkit as sk
@@ -469,7 +470,7 @@ def test_curves_do_not_look_alike():
 
 
 def test_a_method_has_one_look_in_every_plot():
-    looks = viz.palette(["mine"])
+    looks = plots.palette(["mine"])
     assert list(looks.index) == [*sk.methods().index, "mine"]
     assert not looks[["marker", "dashes"]].astype(str).duplicated().any()  # in grey, too
     shown = ["random", "gradient", "integrated_gradients", "smoothgrad", "excitation_backprop"]
@@ -572,8 +573,8 @@ def test_what_is_not_known_is_not_drawn(table, tmp_path):
         plots.plot_pairs(nothing[["low", "high"]].rename_axis([*"abc"]), label="c"),
     ):
         figure.savefig(tmp_path / "empty.png")  # axes, and nothing in them
-        drawn = figure.axes[0].collections[-1].get_offsets()[:, 0]
-        assert np.ma.masked_invalid(drawn).mask.all()
+        dots = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+        assert all(np.ma.masked_invalid(c.get_offsets()).mask.any(1).all() for c in dots)
 
 
 def test_the_papers_numbers_are_crosses(table):

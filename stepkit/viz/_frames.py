@@ -21,8 +21,6 @@ from stepkit._checks import require
 from stepkit.clips import unnormalise
 from stepkit.viz._style import CMAP, OPACITY
 
-__all__ = ["KINDS", "burn", "display", "frames_rgb", "inputs", "render", "top"]
-
 KINDS = ("clip", "overlay", "kept", "mask")
 
 

@@ -1,4 +1,4 @@
-"""The plots of the notebooks: insertion curves, the course of an optimisation, of a training."""
+"""The plots of the notebooks, by seaborn: curves, intervals, the course of an optimisation."""
 
 import math
 from collections.abc import Mapping
@@ -6,17 +6,19 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from torch import Tensor
 
 from stepkit import stats
 from stepkit._checks import require
 from stepkit.attribution import _METHODS as METHODS
-from stepkit.viz._style import FONT, Picture, caption, palette, styled
+from stepkit.viz._looks import STYLED, Plot, palette
+from stepkit.viz._style import FONT, caption
 
 __all__ = [
     "forest",
+    "palette",
     "plot_curves",
     "plot_history",
     "plot_intervals",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 
-@styled()
+@STYLED
 def plot_curves(
     curves, *, xlabel="share of the clip inserted", ylabel="probability of the class", title=None
 ) -> Figure:
@@ -57,7 +59,7 @@ def plot_curves(
     table = pd.concat([_curve(name, *pair) for name, pair in curves.items()], ignore_index=True)
     clips = sorted(set(table.groupby("name")["clip"].nunique()))
     many = clips[-1] > 1
-    figure = Picture(figsize=(9, 4.2))
+    figure = Plot(figsize=(9, 4.2))
     ax = figure.subplots()
     band = {"errorbar": _interval if many else None, "err_kws": {"alpha": 0.13, "linewidth": 0}}
     sns.lineplot(table, x="x", y="y", **_looks("name", curves), markersize=6, **band, ax=ax)
@@ -74,10 +76,8 @@ def plot_curves(
 
 def _curve(name: str, fractions, values) -> pd.DataFrame:
     """Return one method's fractions (L+1,) and values (N, L+1), checked, a row per point."""
-    x, y = (
-        np.asarray(a.detach().cpu() if isinstance(a, Tensor) else a, float)
-        for a in (fractions, values)
-    )
+    given = (torch.as_tensor(a, dtype=torch.float64) for a in (fractions, values))
+    x, y = (a.detach().cpu().numpy() for a in given)
     fits = x.ndim == 1 and y.ndim == 2 and len(y) > 0 and y.shape[1] == len(x)
     given = f"fractions {x.shape}, values {y.shape}"
     require(fits, f"curves[{name!r}]", given, "(L+1,) and (N, L+1)")
@@ -88,7 +88,7 @@ def _curve(name: str, fractions, values) -> pd.DataFrame:
 
 
 def _interval(values) -> pd.Series:
-    return stats.bootstrap_mean(values, 1000)[["low", "high"]]
+    return stats.bootstrap_mean(values, samples=1000)[["low", "high"]]
 
 
 def _looks(column: str, names) -> dict:
@@ -102,10 +102,10 @@ def _looks(column: str, names) -> dict:
 
 def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, title=None) -> Figure:
     """Plot a table of means with intervals, all panels side by side; see `forest`."""
-    return forest(table, xlabel=xlabel, zero=zero, title=title, across=0, width=9)
+    return forest(table, xlabel=xlabel, zero=zero, title=title, across=0)
 
 
-@styled()
+@STYLED
 def forest(
     table: pd.DataFrame,
     *,
@@ -113,7 +113,6 @@ def forest(
     zero: bool = True,
     title=None,
     across: int = 2,
-    width: float = 5.6,
     margin: float = 0.0,
     sharex: bool = True,
 ) -> Figure:
@@ -131,9 +130,7 @@ def forest(
     title : str, optional
         Above the picture.
     across : int
-        Panels beside one another; 0: all.
-    width : float
-        Of the picture, in inches; 5.6 can be read at 420 pixels.
+        Panels beside one another; 1 or 2 can be read at 420 pixels. 0: all, on 9 inches.
     margin : float
         Shade what is nearer to 0.
     sharex : bool
@@ -152,11 +149,11 @@ def forest(
     looks = palette([*table["mark"], *table["row"]])
     rows = [name for name in looks.index if name in set(table["row"])]
     panels = dict(list(table.groupby("panel", sort=False)))
-    across = min(across or len(panels), len(panels))
+    width, across = 5.6 if across else 9, min(across or len(panels), len(panels))
     most = max(panel["mark"].nunique() for panel in panels.values())
     down = math.ceil(len(panels) / across)
     height = 0.9 + down * max(0.8, 0.3 + (0.08 + 0.065 * most) * len(rows))
-    figure = Picture(figsize=(width, height))
+    figure = Plot(figsize=(width, height))
     axes = figure.subplots(down, across, sharex=sharex, sharey=True, squeeze=False).ravel()
     for ax in axes[len(panels) :]:
         ax.remove()
@@ -200,7 +197,7 @@ def _draw_panel(ax, panel: pd.DataFrame, rows: list, looks: pd.DataFrame) -> Non
     ax.margins(x=0.04)
 
 
-@styled()
+@STYLED
 def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     """Plot one column of a table against another, a marker for each value of an index level.
 
@@ -221,7 +218,7 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     require(table.shape[1] == 2, "table", f"{table.shape[1]} columns", "two")
     require(len(table) > 0, "table", "no row", "at least one")
     across, up = table.columns
-    figure = Picture(figsize=(6, 3.6))
+    figure = Plot(figsize=(6, 3.6))
     ax = figure.subplots()
     look = _looks(label, table.index.unique(label))
     del look["dashes"]
@@ -233,7 +230,7 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     return figure
 
 
-@styled()
+@STYLED
 def plot_history(history, areas=None) -> Figure:
     """Plot how STEP's optimisation went: probability, area loss and core loss, a line per area.
 
@@ -267,7 +264,7 @@ def plot_history(history, areas=None) -> Figure:
     names = {_nearest(area, known): f"{100 * area:.3g} %" for area in areas or known}
     mean = history.groupby(["area", "iteration"])[panels].mean().loc[list(names)].reset_index()
     mean["area"] = mean["area"].map(names)
-    figure = Picture(figsize=(9, 3))
+    figure = Plot(figsize=(9, 3))
     axes = figure.subplots(1, len(panels))
     for ax, column in zip(axes, panels, strict=True):
         # Areas have an order, so their colours have one: from light to dark.
@@ -293,7 +290,7 @@ def _nearest(area: float, known: list) -> float:
     return same[0]
 
 
-@styled()
+@STYLED
 def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Plot how trainings went: the loss, and the accuracy on the validation part.
 
@@ -309,7 +306,7 @@ def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
     require(len(histories) > 0, "histories", "none", "at least one")
     table = pd.concat(histories, names=["name"]).reset_index("name")
     table["epoch"] += 1
-    figure = Picture(figsize=(9, 3.2))
+    figure = Plot(figsize=(9, 3.2))
     axes = figure.subplots(1, 2)
     panels = {"loss": "training loss", "val_top1": "validation accuracy"}
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
