@@ -232,18 +232,23 @@ def top_share(values: Tensor, counts: list[int]) -> Tensor:
     """
     if _kernels.usable(values):
         return _kernels.top_share(values, counts, TIE)
-    marks = torch.empty_like(values)
-    n = values.shape[2]
-    for a, count in enumerate(counts):
-        row = values[:, a]
-        if count == 0:
-            marks[:, a] = 0
-            continue
-        threshold = row.kthvalue(n - count + 1, 1, keepdim=True).values
-        above, tied = row > threshold + TIE, (row - threshold).abs() <= TIE
-        share = (count - above.sum(1, keepdim=True)).to(row) / tied.sum(1, keepdim=True)
-        marks[:, a] = torch.where(tied, share.to(row), above.to(row))
-    return marks
+    # infinite values let one rank fit all areas: one selection fills a GPU, one for each does not
+    more = _infinities(tuple(counts), values.device, values.dtype).expand(len(values), -1, -1)
+    full = torch.cat([values, more], 2)
+    threshold = full.kthvalue(full.shape[2] - max(1, *counts) + 1, 2, keepdim=True).values
+    above, tied = values > threshold + TIE, (values - threshold).abs() <= TIE
+    left = _constants(tuple(counts), values.device, values.dtype)[:, None] - above.sum(2, True)
+    return torch.where(tied, left / tied.sum(2, True), above.to(values))
+
+
+@cache
+def _infinities(counts: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return rows (A, ...) of ∞ and −∞ that make the counts[a]-th largest the max(counts)-th."""
+    most = max(1, *counts)
+    rows = torch.full((len(counts), most - min(counts)), -math.inf, dtype=dtype)
+    for row, count in zip(rows, counts, strict=True):
+        row[: most - count] = math.inf
+    return rows.to(device)
 
 
 @cache
