@@ -9,7 +9,7 @@ from test_preparation import with_statistics
 from torch import nn
 
 from stepkit import _convolutions
-from stepkit.models import load_model
+from stepkit.networks import load_model
 from stepkit.prepare import prepare
 
 LAYERS = {
