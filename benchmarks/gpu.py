@@ -201,21 +201,21 @@ def searched(bench):
     torch.backends.cudnn.benchmark = True
     try:
         bench.bare("flat + squares, searched", bench.network(flat=True))
-        bench.note("step keeps the search", str(torch.backends.cudnn.benchmark))
+        bench.step("flat + squares, searched", bench.networks["flat + squares, searched"])
     finally:
         torch.backends.cudnn.benchmark = False
 
 
-def units(bench):
+def units(bench, name="lean", tile=32):
     """Each unit by each way; the network of the fastest."""
-    ready = bench.network(None if bench.small else "bfloat16", flat=False, squares=True)
+    ready = bench.network(None if bench.small else "bfloat16", tile, flat=False, squares=True)
     network = lean.Lean(ready)
     if bench.small:
         lean.CONFIGS[:] = lean.CONFIGS[2:3]
-    bench.bare("lean", network)  # chooses on the way
+    bench.bare(name, network)  # chooses on the way
     table = pd.DataFrame([row for unit in network.units for row in unit.table])
     table["tflops"] = table["gflop"] / table["ms"]
-    table.to_csv(bench.out / "units.csv", index=False)
+    table.to_csv(bench.out / f"units_{tile}.csv", index=False)
     groups = table.assign(kind=table["way"].str.split(" \\(").str[0])
     fastest = groups.groupby(["unit", "pass", "kind"], sort=False)["ms"].min().unstack()
     fastest["gflop"] = groups.groupby(["unit", "pass"], sort=False)["gflop"].first()
@@ -227,6 +227,10 @@ def units(bench):
     best = table.loc[table.groupby(["unit", "pass"])["ms"].idxmin()]
     bench.note("all units by the fastest", best["ms"].sum() / len(bench.many), "ms/mask")
     bench.note("which", best["way"].value_counts().to_dict())
+
+
+def units_of_16(bench):
+    units(bench, "lean, tiles of 16", 16)
 
 
 def masks_alone(bench):
@@ -269,7 +273,7 @@ def one_profile(bench, name):
 
 def masks_compiled(bench):
     """Reading the ladder, and the terms of the energy, through PyTorch's compiler."""
-    old = {name: getattr(step_module, name) for name in ("read", "area_loss")}
+    old = {name: getattr(step_module, name) for name in ("read", "area_loss", "core_loss")}
     for name, function in old.items():
         wrapped = partial(called, torch.compile(function, dynamic=False))
         setattr(step_module, name, wrapped)
@@ -361,12 +365,13 @@ STAGES = [
     (masks_alone, 30),
     (steps, 25),
     (profiled, 15),
+    (alike, 25),
+    (units_of_16, 20),
     (searched, 25),
-    (graphed, 8),
-    (alike, 30),
-    (compiled, 80),
+    (compiled, 70),
     (masks_compiled, 40),
     (full, 60),
+    (graphed, 8),
     (autotuned, 90),
 ]
 
@@ -387,12 +392,14 @@ def main():
     bench.stage = "setup"
     bench.setup()
     for worker in workers:
-        worker.wait(timeout=90)
+        bench.tried("compiling ahead", worker.wait, 60)
     bench.note("set up", bench.elapsed(), "s")
     bench.run([s for s in STAGES if not asked.only or s[0].__name__ in asked.only])
     print("\n== in short (ms per mask and pass; share of the card's matrix rate)")
     for row in bench.rows:
-        if row["what"].startswith(("bare ", "step ", "1200", "heatmaps", "bf16", "all units")):
+        if row["value"] is not None and row["what"].startswith(
+            ("bare ", "step ", "1200", "heatmaps", "bf16", "all units")
+        ):
             more = {k: row[k] for k in ("share", "alike", "step/bare") if k in row}
             more = {k: f"{v:.3f}" for k, v in more.items()}
             print(f"{row['value']:10.4f} {row['unit']:10} {row['what']} {more}")
