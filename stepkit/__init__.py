@@ -20,7 +20,7 @@ except (KeyError, OSError):  # a number without a name, as in containers: torch 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _folder)
 
 from stepkit import data, metrics, models, removal, stats, sweep, training, viz
-from stepkit.attribution import attribute, methods, step
+from stepkit.attribution import attribute, method, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import load_dataset
 from stepkit.metrics import deletion, insertion, pointing_game, reliability
@@ -38,6 +38,7 @@ __all__ = [
     "insertion",
     "load_dataset",
     "load_model",
+    "method",
     "methods",
     "metrics",
     "models",

@@ -32,8 +32,9 @@ from stepkit import _keys
 from stepkit._checks import one_of, require
 from stepkit._files import fingerprint, is_damaged, read_tensors, write_tensors
 from stepkit._settings import read_settings
-from stepkit.attribution import BLANK, PRESETS, filled, heatmap, is_blank, quietly, runner, step
+from stepkit.attribution import METHODS, PRESETS
 from stepkit.attribution import methods as methods_table
+from stepkit.attribution._door import BLANK, is_blank, results
 from stepkit.attribution.cost import measured
 from stepkit.data import collate, load_dataset
 from stepkit.data.sample import balanced, file_name
@@ -189,8 +190,8 @@ def _key(sample, named, method: str, options: dict, seed: int) -> str:
         target=int(sample.target),
         id=sample.id,
         model=named(tag),
-        method=[method, runner(method)],
-        options=filled(method, rest, sample.clip.shape[1:]),
+        method=[method, METHODS.find(method).run],
+        options=METHODS.find(method).filled(rest, sample.clip.shape[1:]),
         seed=clip_seed(seed, sample.id),
     )
 
@@ -211,23 +212,9 @@ def _file(place: Path, name: str, key: str) -> Path:
 def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, Tensor]]:
     """Explain samples; one dict of tensors each."""
     batch = collate(samples)
-    if method == "step":
-        found = step(model, batch.clips, batch.targets, batch_size=batch_size, **options)
-        if found.interrupted:  # half-optimised masks are for looking at, not for keeping
-            raise KeyboardInterrupt
-        named = {
-            "maps": heatmap(found.masks),
-            "masks": found.masks,
-            "probabilities": found.probabilities,
-            "clip_probability": found.clip_probability,
-            "random_probabilities": found.random_probabilities,
-            "visible_share": found.visible_share,
-        }
-    else:
-        seeds = [clip_seed(seed, clip_id) for clip_id in batch.ids]
-        given = {"batch_size": batch_size, "progress": False, "seed": seeds}
-        maps = quietly(method, model, batch.clips, batch.targets, **given, **options)
-        named = {"maps": maps}
+    seeds = [clip_seed(seed, clip_id) for clip_id in batch.ids]
+    given = {"batch_size": batch_size, "seed": seeds}
+    named = results(method, model, batch.clips, batch.targets, **given, **options)
     return [{name: values[i] for name, values in named.items()} for i in range(len(samples))]
 
 

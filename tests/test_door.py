@@ -348,7 +348,7 @@ def test_a_mask_that_does_not_beat_random_ones_says_so(weight):
 
 def test_random_masks_show_as_many_pixels_as_the_mask():
     masks = torch.rand(2, 3, 4, 9, 7, generator=torch.Generator().manual_seed(0)) ** 3
-    random = sk.attribution.masks.random_masks(masks, 1)
+    random = sk.attribution.smoothmax.random_masks(masks, 1)
     assert set(random.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(random.sum((2, 3, 4)), masks.sum((2, 3, 4)).round())
-    assert torch.equal(random, sk.attribution.masks.random_masks(masks, 1))
+    assert torch.equal(random, sk.attribution.smoothmax.random_masks(masks, 1))

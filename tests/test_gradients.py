@@ -1,5 +1,7 @@
 """Gradients of Φ_c, averaged over points: literal twins, Captum, completeness, memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -8,6 +10,7 @@ from planted import Planted, noise, tube
 from torch import nn
 
 from stepkit import attribute
+from stepkit.attribution import Work
 from stepkit.attribution.gradients import (
     blur_ig,
     blur_path_gradient,
@@ -30,11 +33,7 @@ METHODS = {
 SIZE = (3, 12, 10)
 
 
-def bar(iterable, desc):
-    return iterable
-
-
-ENGINE = {"batch_size": 4, "bar": bar}
+WORK = Work(batch_size=4)
 
 
 class Net(nn.Module):
@@ -62,11 +61,11 @@ def clips(n=2, dtype=torch.float64):
 def test_integrated_gradients_are_eq_24(rule):
     net, x, targets = Net(), clips(), torch.tensor([2, 0])
     baseline = black().nothing(x)
-    found = path_gradient(net, x, baseline, targets, 6, rule=rule, **ENGINE)
+    found = path_gradient(net, x, targets, WORK, baseline, 6, rule=rule)
     pairs = zip(x, baseline, targets, strict=True)
     twin = [reference.integrated_gradient(net, a, b, c, 6, rule) for a, b, c in pairs]
     torch.testing.assert_close(found, torch.stack(twin))
-    mapped = integrated_gradients(net, x, targets, steps=6, rule=rule, **ENGINE)
+    mapped = integrated_gradients(net, x, targets, WORK, steps=6, rule=rule)
     torch.testing.assert_close(mapped, found.abs().mean(1))
 
 
@@ -74,7 +73,7 @@ def test_integrated_gradients_are_eq_24(rule):
 def test_smoothgrad_is_eqs_25_and_26(squared):
     net, x, targets, seeds = Net(), clips(), torch.tensor([2, 0]), [5, 6]
     run = smoothgrad_squared if squared else smoothgrad
-    found = run(net, x, targets, seeds=seeds, samples=5, noise=0.2, **ENGINE)
+    found = run(net, x, targets, replace(WORK, seeds=seeds), samples=5, noise=0.2)
     for clip, c, seed, mapped in zip(x, targets, seeds, found, strict=True):
         draw, sigma = torch.Generator().manual_seed(seed), 0.2 * (clip.max() - clip.min())
         noises = [sigma * torch.randn(clip.shape, generator=draw).double() for _ in range(5)]
@@ -84,11 +83,11 @@ def test_smoothgrad_is_eqs_25_and_26(squared):
 
 def test_blur_ig_is_eq_27():
     net, x, targets = Net(), clips(), torch.tensor([2, 0])
-    found = blur_path_gradient(net, x, targets, 5, 3.0, **ENGINE)
+    found = blur_path_gradient(net, x, targets, WORK, 5, 3.0)
     pairs = zip(x, targets, strict=True)
     twin = [reference.blur_integrated_gradient(net, clip, c, 5, 3.0) for clip, c in pairs]
     torch.testing.assert_close(found, torch.stack(twin), rtol=1e-5, atol=1e-9)
-    mapped = blur_ig(net, x, targets, steps=5, sigma_max=3.0, **ENGINE)
+    mapped = blur_ig(net, x, targets, WORK, steps=5, sigma_max=3.0)
     torch.testing.assert_close(mapped, found.abs().mean(1))
 
 
@@ -109,7 +108,7 @@ def test_blur_ig_follows_the_derivative_of_the_gaussian(sigma):
     (rows, row_slope), (columns, column_slope) = map(kernel_and_slope, SIZE[1:])
     slope = row_slope @ x @ columns.T + rows @ x @ column_slope.T
     # two points of the path: the clip, where ∂g/∂σ = 0, and σ
-    found = blur_path_gradient(net, x, target, 2, 2 * sigma, **ENGINE)
+    found = blur_path_gradient(net, x, target, WORK, 2, 2 * sigma)
     blurred = gaussian_blur(x, sigma, reach=400)
     expected = sigma * slope[0] * reference.probability_gradient(net, blurred[0], 2)
     assert (found[0] - expected).norm() < 2e-4 * expected.norm()
@@ -117,8 +116,8 @@ def test_blur_ig_follows_the_derivative_of_the_gaussian(sigma):
 
 def test_the_strongest_blur_follows_the_frame():
     net, x, targets = Net(), clips(), torch.tensor([2, 0])
-    scaled = blur_ig(net, x, targets, steps=3, sigma_max=50 * 10 / 112, **ENGINE)
-    torch.testing.assert_close(blur_ig(net, x, targets, steps=3, **ENGINE), scaled)
+    scaled = blur_ig(net, x, targets, WORK, steps=3, sigma_max=50 * 10 / 112)
+    torch.testing.assert_close(blur_ig(net, x, targets, WORK, steps=3), scaled)
 
 
 def test_integrated_gradients_are_complete():
@@ -128,7 +127,7 @@ def test_integrated_gradients_are_complete():
         gap = probability(net(x), targets) - probability(net(baseline), targets)
     errors = []
     for steps in (20, 200):
-        found = path_gradient(net, x, baseline, targets, steps, **ENGINE)
+        found = path_gradient(net, x, targets, WORK, baseline, steps)
         errors.append((found.sum((1, 2, 3, 4)) - gap).abs().max())
     assert errors[1] < 0.02 * gap.abs().max()
     assert errors[1] < errors[0] / 5
@@ -138,7 +137,7 @@ def test_blur_ig_is_complete():
     net, x, targets = Net(), clips(), torch.tensor([2, 0])
     with torch.no_grad():
         gap = probability(net(gaussian_blur(x, 2.0)), targets) - probability(net(x), targets)
-    found = blur_path_gradient(net, x, targets, 300, 2.0, **ENGINE).sum((1, 2, 3, 4))
+    found = blur_path_gradient(net, x, targets, WORK, 300, 2.0).sum((1, 2, 3, 4))
     torch.testing.assert_close(found, gap, rtol=0.02, atol=0.02 * float(gap.abs().max()))
 
 
@@ -158,11 +157,11 @@ def test_captum_agrees():
     net, x, targets = Net(), clips(), torch.tensor([2, 0])
     scores = Probability(net)
     found = captum.InputXGradient(scores).attribute(x.clone().requires_grad_(), target=targets)
-    torch.testing.assert_close(gradient_x_input(net, x, targets), found.detach().sum(1).abs())
+    torch.testing.assert_close(gradient_x_input(net, x, targets, WORK), found.detach().sum(1).abs())
     options = {"target": targets, "n_steps": 9, "baselines": black().nothing(x)}
     for rule in ("right", "left"):
         found = captum.IntegratedGradients(scores).attribute(x, method=f"riemann_{rule}", **options)
-        ours = integrated_gradients(net, x, targets, steps=9, rule=rule, **ENGINE)
+        ours = integrated_gradients(net, x, targets, WORK, steps=9, rule=rule)
         torch.testing.assert_close(ours, found.abs().mean(1))
 
 
@@ -177,7 +176,7 @@ def test_captums_noise_tunnel_agrees_on_the_same_noise(kind, monkeypatch):
     options = {"nt_type": kind, "nt_samples": 4, "stdevs": sigma, "target": target, "abs": False}
     found = tunnel.attribute(x, **options)
     run = smoothgrad if kind == "smoothgrad" else smoothgrad_squared
-    ours = run(net, x, target, seeds=[3], samples=4, **ENGINE)
+    ours = run(net, x, target, replace(WORK, seeds=[3]), samples=4)
     torch.testing.assert_close(ours, found.abs().sum(1))
 
 

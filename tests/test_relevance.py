@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.video import r2plus1d_18
 
+from stepkit.attribution import Work
 from stepkit.attribution.excitation import excitation_backprop, lrp
 from stepkit.attribution.relevance import Rules, relevance
 from stepkit.models import frozen, out_of_place
@@ -76,7 +77,7 @@ def test_eb_of_a_dense_network_is_the_marginal_winning_probability(target):
     at_x = (winning, x.flatten().tolist(), of_hand(model.one.weight), None, math.inf)
     expected = torch.tensor(reference.handed_down(*at_x)[0]).double().view(x.shape[1:]).sum(0)
     with frozen(model):
-        found = excitation_backprop(model, x, torch.tensor([target]), layer="conv")[0]
+        found = excitation_backprop(model, x, torch.tensor([target]), Work(), layer="conv")[0]
     torch.testing.assert_close(found, expected)
     assert found.sum() == pytest.approx(1)
 
@@ -92,7 +93,7 @@ def test_lrp_of_a_dense_network(epsilon):
         weights, biases = of_hand(layer.weight), layer.bias.tolist()
         R, _ = reference.handed_down(R, a, weights, biases, 0, epsilon)
     with frozen(model):
-        found = lrp(model, x, torch.tensor([1]), epsilon=epsilon)[0]
+        found = lrp(model, x, torch.tensor([1]), Work(), epsilon=epsilon)[0]
     torch.testing.assert_close(found, torch.tensor(R).double().view(x.shape[1:]).sum(0))
 
 
@@ -187,7 +188,7 @@ def test_lrp_through_a_residual_block_and_what_the_biases_take(pool, gamma):
     model, x = shaken(Block(pool)), clips(3, 2, 4, 6)
     with frozen(model):
         _, expected, taken, logit = block_by_hand(model, x, 1, gamma, False)
-        found = lrp(model, x[None], torch.tensor([1]), gamma=gamma, epsilon=0)[0]
+        found = lrp(model, x[None], torch.tensor([1]), Work(), gamma=gamma, epsilon=0)[0]
     torch.testing.assert_close(found, expected.double())
     assert abs(taken) > 1e-3
     assert float(found.sum()) + taken == pytest.approx(logit)  # the leak, to the last bit of it
@@ -202,7 +203,7 @@ def test_eb_through_a_residual_block(pool, biases):
         expected, *_ = block_by_hand(model, x, 1, math.inf, True)
         seen = {}
         model.norm0.register_forward_hook(lambda _, __, y: seen.update(y=y))
-        found = excitation_backprop(model, x[None], torch.tensor([1]), layer="norm0")[0]
+        found = excitation_backprop(model, x[None], torch.tensor([1]), Work(), layer="norm0")[0]
     assert (seen["y"] < 0).any()  # the layer's neurons below zero do not win
     expected = expected.double().view(2, *x.shape[1:]).sum(0)
     torch.testing.assert_close(found, expected)
@@ -270,7 +271,7 @@ def test_through_time_by_hand(variant, excitatory):
         R = [through(before, f, r, excitatory) for f, r in zip(features, R, strict=True)]
         expected = torch.tensor(R).double().view(3, 2, 2, 3)
         if excitatory:
-            found = excitation_backprop(model, x, torch.tensor([target]))
+            found = excitation_backprop(model, x, torch.tensor([target]), Work())
             expected = F.interpolate(expected.sum(1)[None], (8, 12), mode="bilinear")
             assert sum(sum(r) for r in R) == pytest.approx(1)
         else:
@@ -311,7 +312,7 @@ def test_lrp_through_a_tanh_lstm_by_hand():
         R = reference.lstm_handed_down(lstm_parts(model.lstm), features, R, False, math.tanh)
         share = x[0] / x[0].sum((2, 3), keepdim=True)  # (C, T, H, W)
         expected = (torch.tensor(R).double().T[:, :, None, None] * share).sum(0)
-        found = lrp(model, x, torch.tensor([1]), epsilon=0)[0]
+        found = lrp(model, x, torch.tensor([1]), Work(), epsilon=0)[0]
     torch.testing.assert_close(found, expected)
 
 
@@ -321,7 +322,7 @@ def test_lrp_through_stacked_lstms_is_conserved(options):
     model, x = WithLSTM(bias=False, **options).double().eval(), clips(2, 3, 4, 2, 2)
     nn.init.zeros_(model.fc.bias)
     with frozen(model):
-        found = lrp(model, x, torch.tensor([0, 1]), epsilon=0)
+        found = lrp(model, x, torch.tensor([0, 1]), Work(), epsilon=0)
         logits = model(x)
     torch.testing.assert_close(found.sum((1, 2, 3)), logits.diagonal())
 
@@ -402,7 +403,7 @@ def test_eb_of_r2plus1d_has_a_closed_form_at_its_default_layer():
     with frozen(model):
         model(x)
         hook.remove()
-        found = excitation_backprop(model, x, targets)
+        found = excitation_backprop(model, x, targets, Work())
     for n, c in enumerate(targets):
         won = kept["a"][n] * model.fc.weight[c].relu()[:, None, None, None]
         cells = (won / won.sum()).sum(0)
@@ -415,10 +416,12 @@ def test_in_place_blocks_as_they_are_and_out_of_place_agree():
     torch.manual_seed(0)
     model, x = R2Plus1DNarrow(3).eval(), clips(1, 3, 2, 16, 16).float()
     with frozen(model):
-        ours = [method(model, x, torch.tensor([1])) for method in (lrp, excitation_backprop)]
+        ours = [
+            method(model, x, torch.tensor([1]), Work()) for method in (lrp, excitation_backprop)
+        ]
         out_of_place(model)
         for method, expected in zip((lrp, excitation_backprop), ours, strict=True):
-            assert torch.equal(method(model, x, torch.tensor([1])), expected)
+            assert torch.equal(method(model, x, torch.tensor([1]), Work()), expected)
 
 
 class Bottleneck(nn.Module):
@@ -440,7 +443,7 @@ def test_lrp_is_conserved_through_neurons_below_zero(gamma):
     torch.manual_seed(0)
     model, x = shaken(Bottleneck(), biases=False), clips(3, 3, 2, 4, 4)
     with frozen(model):
-        found = lrp(model, x, torch.arange(3), gamma=gamma)
+        found = lrp(model, x, torch.arange(3), Work(), gamma=gamma)
     assert found.isfinite().all()
     torch.testing.assert_close(found.sum((1, 2, 3)), model(x).detach().diagonal())
 
@@ -469,7 +472,7 @@ def test_lrp_agrees_with_zennit(gamma):
     with attribution.Gradient(model, composite) as attributor:
         _, expected = attributor(x, lambda y: y * torch.eye(3)[[0, 2]])
     with frozen(model):
-        found = lrp(model, x, torch.tensor([0, 2]), gamma=gamma, epsilon=0)
+        found = lrp(model, x, torch.tensor([0, 2]), Work(), gamma=gamma, epsilon=0)
     torch.testing.assert_close(found, expected.sum(1), rtol=1e-6, atol=1e-10)
 
 
@@ -484,7 +487,7 @@ def test_eb_agrees_with_zennit():
     torch.testing.assert_close(expected.sum((1, 2, 3, 4)), torch.ones(2).double())
     expected = F.interpolate(expected.sum(1), (7, 8), mode="bilinear")
     with frozen(model):
-        found = excitation_backprop(model, x, torch.tensor([0, 2]), layer="1")
+        found = excitation_backprop(model, x, torch.tensor([0, 2]), Work(), layer="1")
     times = torch.arange(5) * expected.shape[1] // 5
     torch.testing.assert_close(found, expected[:, times], rtol=1e-6, atol=1e-10)
 
@@ -521,7 +524,7 @@ def test_the_class_is_seen_where_it_is_and_not_where_the_other_is(method, target
             rows, columns = (slice(8 * i, 8 * i + 8) for i in at[1:])
             clip[:, 2 * at[0], rows, columns] = sign
     with frozen(model):
-        maps = method(model, x, torch.full((n,), target), **options)
+        maps = method(model, x, torch.full((n,), target), Work(), **options)
     for found, (t, y, z) in zip(maps, places, strict=True):
         at = [int(i) for i in torch.unravel_index(found.argmax(), found.shape)]
         hits += (at[0] // 2, at[1] // 8, at[2] // 8) == (t, y, z)
@@ -534,8 +537,10 @@ def test_a_clip_does_not_depend_on_its_neighbours(method, name):
     model, x = load_model(name, 4), clips(3, 3, 4, 24, 32).float()
     targets = torch.tensor([0, 3, 1])
     with frozen(model):
-        whole = method(model, x, targets)
-        single = torch.cat([method(model, x[n : n + 1], targets[n : n + 1]) for n in range(3)])
+        whole = method(model, x, targets, Work())
+        single = torch.cat(
+            [method(model, x[n : n + 1], targets[n : n + 1], Work()) for n in range(3)]
+        )
     torch.testing.assert_close(whole, single, rtol=1e-3, atol=1e-6 * float(whole.abs().max()))
     assert whole.shape == (3, 4, 24, 32)
     assert not whole.requires_grad
@@ -568,9 +573,9 @@ def test_the_model_is_as_it_was(method, error):
         plain = model(x)
         if error:
             with pytest.raises(type(error)):
-                method(model, x, torch.tensor([1]), **options)
+                method(model, x, torch.tensor([1]), Work(), **options)
         else:
-            method(model, x, torch.tensor([1]), **options)
+            method(model, x, torch.tensor([1]), Work(), **options)
         again = model(x)
     assert same_state(before, state_of(model))
     assert kinds == [type(module) for module in model.modules()]
@@ -616,29 +621,31 @@ def test_what_has_no_rule_is_refused_by_name(name, method):
     model = Odd(ODD[name]).eval()
     options = {"layer": "conv"} if method is excitation_backprop else {}
     with frozen(model), pytest.raises(ValueError, match=rf"model: got {name}.*convolution, dense"):
-        method(model, clips(1, 3, 2, 4, 4).float(), torch.tensor([0]), **options)
+        method(model, clips(1, 3, 2, 4, 4).float(), torch.tensor([0]), Work(), **options)
 
 
 def test_eb_wants_relu_behind_the_layer_and_only_there():
     model, x = Odd(torch.tanh), clips(1, 3, 2, 4, 4).float()
     below = r"got tanh, which goes below zero, expected ReLU"
     with frozen(model), pytest.raises(ValueError, match=below):
-        excitation_backprop(model, x, torch.tensor([0]), layer="conv")
+        excitation_backprop(model, x, torch.tensor([0]), Work(), layer="conv")
     model.what, model.conv = nn.Identity(), nn.Sequential(model.conv, nn.LayerNorm(4), nn.Tanh())
     with frozen(model):
-        assert excitation_backprop(model, x, torch.tensor([0]), layer="conv").isfinite().all()
+        assert (
+            excitation_backprop(model, x, torch.tensor([0]), Work(), layer="conv").isfinite().all()
+        )
 
 
 def test_what_relevance_cannot_pass_is_an_error():
     gate, x = Odd(torch.sigmoid), clips(1, 3, 2, 4, 4).float()
     with frozen(gate), pytest.raises(ValueError, match="no path from the class back"):
-        lrp(gate, x, torch.tensor([0]))
+        lrp(gate, x, torch.tensor([0]), Work())
     gate.spare = nn.Conv3d(3, 3, 1)
     with frozen(gate), pytest.raises(ValueError, match="layer: got one that did not run"):
-        excitation_backprop(gate, x, torch.tensor([0]), layer="spare")
+        excitation_backprop(gate, x, torch.tensor([0]), Work(), layer="spare")
 
 
 @pytest.mark.parametrize("options", [{"gamma": -1}, {"epsilon": -0.1}])
 def test_values_are_checked(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: got -.*at least 0"):
-        lrp(Detector(), clips(1, 3, 2, 8, 8).float(), torch.tensor([0]), **options)
+        lrp(Detector(), clips(1, 3, 2, 8, 8).float(), torch.tensor([0]), Work(), **options)

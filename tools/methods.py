@@ -10,7 +10,7 @@ HEAD = """\
 
 Written by `python tools/methods.py` from `sk.methods()`. What a method *works on*, the three
 columns of the paper's Table I and the passes per clip were found by trying each method on small
-networks (`python -m stepkit.attribution.trial`); the passes are those at default options on a clip
+networks (`python tools/trial.py`); the passes are those at default options on a clip
 of 4 frames. Methods that optimise masks try the model out once beside. *Resolution* is what a map
 has by itself, in space and time, before it is stretched to the clip.
 

@@ -7,6 +7,7 @@ runs (`_Redirect`), and the model itself is not touched.
 """
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from stepkit._checks import require
-from stepkit.models.scores import PROBABILITY, Score
+from stepkit.attribution._methods import Work, method
 from stepkit.removal import black
 
+_method = partial(method, family="backprop", needs_gradient=True, reads_layers=True)
 
-def deconvnet(
-    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
-) -> Tensor:
+
+@_method("deconvnet", order=5, label="DeConvNet", source="Zeiler 2014")
+def deconvnet(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
     """DeConvNet (Zeiler and Fergus 2014), through Captum; (N, T, H, W).
 
     Each ReLU passes back ReLU(gradient), whatever the sign of its own input was: where a network
@@ -34,12 +36,11 @@ def deconvnet(
     ImportError
         Captum is not installed.
     """
-    return _modified_relu("deconvnet", "Deconvolution", model, clips, targets, score)
+    return _modified_relu("deconvnet", "Deconvolution", model, clips, targets, work.score)
 
 
-def guided_backprop(
-    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
-) -> Tensor:
+@_method("guided_backprop", order=6, label="Guided BP", source="Springenberg 2015")
+def guided_backprop(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
     """Guided backpropagation (Springenberg 2015), through Captum; (N, T, H, W).
 
     Each ReLU passes back ReLU(gradient) where its input was positive. Otherwise as `deconvnet`.
@@ -51,17 +52,11 @@ def guided_backprop(
     ImportError
         Captum is not installed.
     """
-    return _modified_relu("guided_backprop", "GuidedBackprop", model, clips, targets, score)
+    return _modified_relu("guided_backprop", "GuidedBackprop", model, clips, targets, work.score)
 
 
-def deeplift(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    *,
-    score: Score = PROBABILITY,
-    batch_size: int,
-) -> Tensor:
+@_method("deeplift", order=8, label="DeepLIFT", source="Shrikumar 2017")
+def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
     """DeepLIFT with the rescale rule, against a black clip (Shrikumar 2017); (N, T, H, W).
 
     Each activation passes back Δout/Δin, the differences between clip and baseline, and a pixel
@@ -81,14 +76,14 @@ def deeplift(
         A network whose activations are other ones for the clip than for a black clip.
     """
     maps = []
-    for chunk in torch.arange(len(clips)).split(batch_size):
+    for chunk in torch.arange(len(clips)).split(work.batch_size):
         part = clips[chunk].detach().requires_grad_()
         baseline = black().nothing(part.detach())
         with torch.no_grad(), _Remember() as seen:
             model(baseline)
         with torch.enable_grad(), _Against(seen.inputs):
             output = model(part)
-        logit = score.logit(output, targets[chunk]).sum()
+        logit = work.score.logit(output, targets[chunk]).sum()
         (multiplier,) = torch.autograd.grad(logit, part)
         maps.append((multiplier * (part.detach() - baseline)).sum(1))
     return torch.cat(maps)

@@ -6,6 +6,7 @@ up-sampled bilinearly in space and by repetition in time.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,21 @@ from torch.nn import functional as F
 
 from stepkit._checks import require
 from stepkit.attribution._cells import reader, watched
-from stepkit.models.scores import PROBABILITY, Score
+from stepkit.attribution._methods import Work, method
+from stepkit.models.scores import Score
+
+_method = partial(
+    method, family="activation", reads_layers=True, resolution="cell and step of the layer"
+)
 
 
+@_method("cam", order=13, label="CAM", source="Zhou 2016")
 def cam(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
     layer: str | None = None,
     grid: tuple[int, int, int] | None = None,
     grid_order: str | None = None,
@@ -42,6 +49,7 @@ def cam(
     ValueError
         No linear layer (or 1×1×1 convolution) on the average of ``layer`` gives the logits.
     """
+    score = work.score
     require(score.one_logit, "score", score.name, "the score of a class, for CAM's classifier")
     activation, logits = _activation(model, clips, targets, score, layer, grid, grid_order)
     require(logits.ndim == 2, "model", f"output {tuple(logits.shape)}", "logits (N, K), for CAM")
@@ -59,12 +67,15 @@ def cam(
     )
 
 
+@_method(
+    "grad_cam", order=14, label="Grad-CAM", source="Eq. 28; Selvaraju 2017", needs_gradient=True
+)
 def grad_cam(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
     layer: str | None = None,
     grid: tuple[int, int, int] | None = None,
     grid_order: str | None = None,
@@ -94,17 +105,20 @@ def grad_cam(
         (`stepkit.attribution._cells`).
     """
     where = layer, grid, grid_order
-    activation, slope = _activation_and_slope(model, clips, targets, score, *where)
+    activation, slope = _activation_and_slope(model, clips, targets, work.score, *where)
     found = (slope.mean((3, 4), keepdim=True) * activation).sum(1).relu()
     return upsample(found, clips.shape[2:])
 
 
+@_method(
+    "grad_cam_pp", order=15, label="Grad-CAM++", source="Chattopadhay 2018", needs_gradient=True
+)
 def grad_cam_pp(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
     layer: str | None = None,
     grid: tuple[int, int, int] | None = None,
     grid_order: str | None = None,
@@ -122,7 +136,7 @@ def grad_cam_pp(
         As for `grad_cam`.
     """
     where = layer, grid, grid_order
-    activation, slope = _activation_and_slope(model, clips, targets, score, *where)
+    activation, slope = _activation_and_slope(model, clips, targets, work.score, *where)
     # α with g² cancelled, which would underflow; where g is 0 so is its term of the sum
     below = 2 + slope * activation.sum((3, 4), keepdim=True)
     alpha = torch.where(below == 0, 0, 1 / below)
@@ -130,18 +144,17 @@ def grad_cam_pp(
     return upsample((weight * activation).sum(1).relu(), clips.shape[2:])
 
 
+@_method("score_cam", order=16, label="Score-CAM", source="Wang 2020")
 @torch.no_grad()
 def score_cam(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
     layer: str | None = None,
     grid: tuple[int, int, int] | None = None,
     grid_order: str | None = None,
-    batch_size: int,
-    bar,
 ) -> Tensor:
     """Score-CAM: channels as masks, no gradient (Wang 2020); (N, T, H, W).
 
@@ -158,17 +171,17 @@ def score_cam(
     layer, grid, grid_order
         As for `grad_cam`.
     """
-    activation, _ = _activation(model, clips, targets, score, layer, grid, grid_order)
+    activation, _ = _activation(model, clips, targets, work.score, layer, grid, grid_order)
     n, channels = activation.shape[:2]
     scores = activation.new_empty(n * channels)
-    for start in bar(range(0, n * channels, batch_size), desc="Score-CAM"):
-        pair = torch.arange(start, min(start + batch_size, n * channels), device=clips.device)
+    for start in work.bar(range(0, n * channels, work.batch_size), desc="Score-CAM"):
+        pair = torch.arange(start, min(start + work.batch_size, n * channels), device=clips.device)
         clip, channel = pair // channels, pair % channels
         mask = upsample(activation[clip, channel], clips.shape[2:])  # (B, T, H, W)
         low, high = mask.amin((1, 2, 3)), mask.amax((1, 2, 3))
         span = torch.where(high > low, high - low, 1)[:, None, None, None]
         shown = (mask - low[:, None, None, None]) / span
-        found = score.logit(model(clips[clip] * shown[:, None]), targets[clip])
+        found = work.score.logit(model(clips[clip] * shown[:, None]), targets[clip])
         scores[pair] = found.to(scores).masked_fill(high == low, -math.inf)
     weight = scores.view(n, channels).softmax(1).nan_to_num()  # NaN: every channel is constant
     found = torch.einsum("nk,nkthw->nthw", weight, activation).relu()

@@ -3,25 +3,31 @@
 import contextlib
 import math
 import threading
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from stepkit._checks import require
 from stepkit.attribution._cells import reader, watched
+from stepkit.attribution._methods import Work, method
 from stepkit.attribution.cam import upsample
 from stepkit.attribution.relevance import Rules, relevance
 from stepkit.models import find_layer
-from stepkit.models.scores import PROBABILITY, Score
+from stepkit.models.scores import Score
+
+_method = partial(method, family="backprop", needs_gradient=True, reads_layers=True)
 
 
+@_method(
+    "excitation_backprop",
+    order=9,
+    label="Excitation BP",
+    source="§V-B; Zhang 2018, Bargal 2018",
+    resolution="cell and step of the layer",
+)
 def excitation_backprop(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    *,
-    score: Score = PROBABILITY,
-    layer: str | None = None,
+    model: nn.Module, clips: Tensor, targets: Tensor, work: Work, *, layer: str | None = None
 ) -> Tensor:
     """Excitation backprop (EB): marginal winning probabilities at a layer; (N, T, H, W).
 
@@ -54,22 +60,23 @@ def excitation_backprop(
         Behind the layer the model does something that has no rule, or other neurons than ReLU.
     """
     rules, clips = Rules(keep=0, excitatory=True), clips.detach()
-    _check_score(score)
+    _check_score(work.score)
     with watched(model, len(clips), layer) as seen, torch.no_grad():
         model(clips)
     arranged = reader(model, layer, clips, seen)
     with _from(find_layer(model, layer)) as started, torch.enable_grad(), rules:
         output = model(clips)
-    won = relevance(rules.score(output, targets, score), started, "layer")
+    won = relevance(rules.score(output, targets, work.score), started, "layer")
     return upsample(arranged(won).sum(1), clips.shape[2:])
 
 
+@_method("lrp", order=7, label="LRP", source="Bach 2015")
 def lrp(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
     gamma: float = math.inf,
     epsilon: float = 1e-6,
 ) -> Tensor:
@@ -107,13 +114,13 @@ def lrp(
     ValueError
         The model does something that has no rule, such as layer-norm or attention.
     """
-    _check_score(score)
+    _check_score(work.score)
     require(gamma >= 0, "gamma", gamma, "at least 0")
     require(epsilon >= 0, "epsilon", epsilon, "at least 0")
     pixels = clips.detach().requires_grad_()
     with torch.enable_grad(), Rules(1 / (1 + gamma), epsilon=epsilon) as rules:
         output = model(pixels)
-    return relevance(rules.score(output, targets, score), [pixels], "model")[0].sum(1)
+    return relevance(rules.score(output, targets, work.score), [pixels], "model")[0].sum(1)
 
 
 def _check_score(score: Score) -> None:

@@ -5,15 +5,19 @@ Methods that average gradients over points (noisy copies, points of a path) shar
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from stepkit._checks import one_of, require
+from stepkit.attribution._methods import Work, method
 from stepkit.models.scores import PROBABILITY, Score
 from stepkit.removal import Removal, gaussian_blur, named
 
 DIFFERENCE = 0.01  # pixels of blur, for ∂g/∂σ in blur IG; the released code's
+
+_method = partial(method, family="gradient", needs_gradient=True)
 
 
 def input_gradient(
@@ -31,14 +35,12 @@ def mean_gradient(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     points: int,
     at,
     *,
-    batch_size: int,
-    bar,
     desc: str,
     squared: bool = False,
-    score: Score = PROBABILITY,
 ) -> Tensor:
     """Return the mean of weight·∂Φ_c/∂x over the points x of each clip; (N, 3, T, H, W).
 
@@ -49,18 +51,16 @@ def mean_gradient(
     at : callable
         (i, k) -> x, weight: points ``k`` (K,) of clip ``i``, numbered from 1 and asked for in
         order, as (K, 3, T, H, W), with weights that broadcast to them.
-    batch_size : int
-        Points in memory at once.
-    bar, desc
-        Wraps the loop over the chunks of a clip.
+    desc : str
+        Names the loop over the chunks of a clip.
     squared : bool
         Square the gradients first.
     """
     total = torch.zeros_like(clips)
     for i in range(len(clips)):
-        for k in bar(torch.arange(1, points + 1).split(batch_size), desc=desc):
+        for k in work.bar(torch.arange(1, points + 1).split(work.batch_size), desc=desc):
             x, weight = at(i, k)
-            slope = input_gradient(model, x, targets[i].expand(len(k)), score)
+            slope = input_gradient(model, x, targets[i].expand(len(k)), work.score)
             total[i] += (weight * (slope.square() if squared else slope)).sum(0)
     return total / points
 
@@ -68,14 +68,11 @@ def mean_gradient(
 def path_gradient(
     model: nn.Module,
     clips: Tensor,
-    baseline: Tensor,
     targets: Tensor,
+    work: Work,
+    baseline: Tensor,
     steps: int,
-    *,
-    batch_size: int,
-    bar,
     rule: str = "right",
-    score: Score = PROBABILITY,
 ) -> Tensor:
     """Integrated gradients, signed and per colour: (X − X̄)·mean ∂Φ_c/∂x, (N, 3, T, H, W).
 
@@ -90,41 +87,41 @@ def path_gradient(
         share = ((k - first) / steps).to(clips)[:, None, None, None, None]
         return baseline[i] + share * way[i], 1
 
-    options = {"batch_size": batch_size, "bar": bar, "score": score}
-    options["desc"] = "integrated gradients"
-    return way * mean_gradient(model, clips, targets, steps, at, **options)
+    return way * mean_gradient(model, clips, targets, work, steps, at, desc="integrated gradients")
 
 
-def gradient(
-    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
-) -> Tensor:
+@_method("gradient", order=1, label="Gradient", source="Eq. 22; Simonyan 2014")
+def gradient(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
     """Gradient / saliency (Eq. 22): |∂Φ_c/∂X|, averaged over RGB; (N, T, H, W).
 
     The paper prints the derivative only; the absolute value and the mean are the released code's.
     Source: Simonyan 2014.
     """
-    return input_gradient(model, clips, targets, score).abs().mean(1)
+    return input_gradient(model, clips, targets, work.score).abs().mean(1)
 
 
-def gradient_x_input(
-    model: nn.Module, clips: Tensor, targets: Tensor, *, score: Score = PROBABILITY
-) -> Tensor:
+@_method("gradient_x_input", order=4, label="Gradient × Input", source="Eq. 23; Shrikumar 2016")
+def gradient_x_input(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
     """Gradient × input (Eq. 23): |Σ_RGB X ⊙ ∂Φ_c/∂X|; (N, T, H, W).
 
     X is what the network takes, the normalised clip. The sum and the absolute value are the
     released code's. Source: Shrikumar 2016.
     """
-    return (clips * input_gradient(model, clips, targets, score)).sum(1).abs()
+    return (clips * input_gradient(model, clips, targets, work.score)).sum(1).abs()
 
 
+@_method(
+    "integrated_gradients",
+    order=2,
+    label="Integrated Gradients",
+    source="Eq. 24; Sundararajan 2017",
+)
 def integrated_gradients(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    batch_size,
-    bar,
     steps: int = 50,
     rule: str = "right",
     baseline: Removal | str = "black",
@@ -143,19 +140,16 @@ def integrated_gradients(
     Source: Sundararajan 2017. Absolute value and mean are the released code's.
     """
     nothing = named(baseline).nothing(clips)
-    options = {"batch_size": batch_size, "bar": bar, "rule": rule, "score": score}
-    return path_gradient(model, clips, nothing, targets, steps, **options).abs().mean(1)
+    return path_gradient(model, clips, targets, work, nothing, steps, rule).abs().mean(1)
 
 
+@_method("smoothgrad", order=3, label="SmoothGrad", source="Eq. 25; Smilkov 2017")
 def smoothgrad(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    seeds,
-    batch_size,
-    bar,
     samples: int = 50,
     noise: float = 0.15,
 ) -> Tensor:
@@ -170,19 +164,16 @@ def smoothgrad(
 
     Source: Smilkov 2017. Absolute value and sum are the released code's.
     """
-    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar, "score": score}
-    return _noisy(model, clips, targets, samples, noise, desc="smoothgrad", **options).abs().sum(1)
+    return _noisy(model, clips, targets, work, samples, noise).abs().sum(1)
 
 
+@_method("smoothgrad_squared", order=10, label="SmoothGrad-Squared", source="Eq. 26; Hooker 2019")
 def smoothgrad_squared(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    seeds,
-    batch_size,
-    bar,
     samples: int = 50,
     noise: float = 0.15,
 ) -> Tensor:
@@ -190,19 +181,16 @@ def smoothgrad_squared(
 
     Options as for `smoothgrad`. Source: Hooker 2019.
     """
-    options = {"seeds": seeds, "batch_size": batch_size, "bar": bar, "score": score}
-    options["squared"] = True
-    return _noisy(model, clips, targets, samples, noise, desc="smoothgrad", **options).sum(1)
+    return _noisy(model, clips, targets, work, samples, noise, squared=True).sum(1)
 
 
+@_method("blur_ig", order=12, label="Blur IG", source="Eq. 27; Xu 2020")
 def blur_ig(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    batch_size,
-    bar,
     steps: int = 50,
     sigma_max: float | None = None,
 ) -> Tensor:
@@ -222,20 +210,16 @@ def blur_ig(
 
     Source: Xu 2020. Absolute value and mean are the released code's.
     """
-    options = {"batch_size": batch_size, "bar": bar, "score": score}
-    return blur_path_gradient(model, clips, targets, steps, sigma_max, **options).abs().mean(1)
+    return blur_path_gradient(model, clips, targets, work, steps, sigma_max).abs().mean(1)
 
 
 def blur_path_gradient(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     steps: int,
     sigma_max: float | None = None,
-    *,
-    batch_size: int,
-    bar,
-    score: Score = PROBABILITY,
 ) -> Tensor:
     """Eq. 27, signed and per colour, (N, 3, T, H, W); its sum approaches Φ_c(blurred) − Φ_c(X)."""
     _check_count("steps", steps)
@@ -251,15 +235,14 @@ def blur_path_gradient(
         )
         return x, (more - x) / DIFFERENCE
 
-    options = {"batch_size": batch_size, "bar": bar, "desc": "blur IG", "score": score}
-    return strongest * mean_gradient(model, clips, targets, steps, at, **options)
+    return strongest * mean_gradient(model, clips, targets, work, steps, at, desc="blur IG")
 
 
-def _noisy(model, clips, targets, samples, noise, *, seeds, **options) -> Tensor:
+def _noisy(model, clips, targets, work: Work, samples, noise, squared=False) -> Tensor:
     """Return the mean gradient (or its square) at noisy copies of each clip."""
     _check_count("samples", samples)
     require(noise >= 0, "noise", noise, "at least 0")
-    draws = [torch.Generator(clips.device).manual_seed(seed) for seed in seeds]
+    draws = [torch.Generator(clips.device).manual_seed(seed) for seed in work.seeds]
     sigma = noise * (clips.amax((1, 2, 3, 4)) - clips.amin((1, 2, 3, 4)))
 
     def at(i, k):
@@ -267,7 +250,8 @@ def _noisy(model, clips, targets, samples, noise, *, seeds, **options) -> Tensor
         drawn = [torch.randn(clips[i].shape, generator=draws[i], device=clips.device) for _ in k]
         return clips[i] + sigma[i] * torch.stack(drawn).to(clips), 1
 
-    return mean_gradient(model, clips, targets, samples, at, **options)
+    options = {"desc": "smoothgrad", "squared": squared}
+    return mean_gradient(model, clips, targets, work, samples, at, **options)
 
 
 def _check_count(argument: str, given) -> None:

@@ -6,27 +6,37 @@ gone is then any `stepkit.removal.Removal`, and nothing has to be installed. Cap
 and ``Lime`` agree (tests/test_occlusion.py).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from stepkit._checks import one_of, require
+from stepkit.attribution._methods import Work, method
 from stepkit.attribution.supervoxels import supervoxels
-from stepkit.models.scores import PROBABILITY, Score
+from stepkit.models.scores import Score
 from stepkit.removal import Removal, named, read
 
 LIME_WIDTH = 0.25  # of the kernel that weighs a sample by its distance from the clip
 LIME_RIDGE = 1.0  # penalty on the squared coefficients
 
+_method = partial(method, family="perturbation")
 
+
+@_method(
+    "occlusion",
+    order=17,
+    label="Occlusion",
+    source="Zeiler 2014",
+    resolution="window, slid by half of it",
+)
 @torch.no_grad()
 def occlusion(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    batch_size,
-    bar,
     window: tuple[int, int, int] | None = None,
     stride: tuple[int, int, int] | None = None,
     removal: Removal | str = "fade",
@@ -58,27 +68,27 @@ def occlusion(
     corners = torch.cartesian_prod(*starts).to(clips.device)  # (P, 3)
     maps = torch.zeros_like(clips[:, 0])
     for clip, target, drops in zip(clips, targets, maps, strict=True):
-        intact = _phi(model, clip[None], target, score)
+        intact = _phi(model, clip[None], target, work.score)
         covered = torch.zeros_like(drops)
-        chunks = bar(corners.split(batch_size), desc="occlusion")
+        chunks = work.bar(corners.split(work.batch_size), desc="occlusion")
         masks = (1 - _cuboids(chunk, window, size) for chunk in chunks)
-        for mask, phi in _watch(model, clip, target, score, removal, masks):
+        for mask, phi in _watch(model, clip, target, work.score, removal, masks):
             drops += torch.einsum("k,kthw->thw", intact - phi, 1 - mask)
             covered += (1 - mask).sum(0)
         drops /= covered
     return maps
 
 
+@_method(
+    "rise", order=19, label="RISE", source="Petsiuk 2018", resolution="cell in space-time, smoothed"
+)
 @torch.no_grad()
 def rise(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    seeds,
-    batch_size,
-    bar,
     samples: int = 4000,
     cells: tuple[int, int, int] = (4, 7, 7),
     keep: float = 0.5,
@@ -117,29 +127,27 @@ def rise(
     one_of("divide_by", divide_by, ("expected", "observed"))
     cells = tuple(min(pair) for pair in zip(cells, size, strict=True))
     maps = torch.zeros_like(clips[:, 0])
-    for clip, target, seed, total in zip(clips, targets, seeds, maps, strict=True):
+    for clip, target, seed, total in zip(clips, targets, work.seeds, maps, strict=True):
         grids, shifts = _grids(samples, cells, size, keep, _generator(clip, seed))
-        chunks = zip(grids.split(batch_size), shifts.split(batch_size), strict=True)
-        chunks = bar(list(chunks), desc="rise")
+        chunks = zip(grids.split(work.batch_size), shifts.split(work.batch_size), strict=True)
+        chunks = work.bar(list(chunks), desc="rise")
         masks = (_stretch(grid.float(), shift, size) for grid, shift in chunks)
         kept = torch.zeros_like(total)
-        for mask, phi in _watch(model, clip, target, score, removal, masks):
+        for mask, phi in _watch(model, clip, target, work.score, removal, masks):
             total += torch.einsum("k,kthw->thw", phi, mask)
             kept += mask.sum(0)
         total /= samples * keep if divide_by == "expected" else kept.clamp(min=1e-6)
     return maps
 
 
+@_method("lime", order=18, label="LIME", source="Ribeiro 2016", resolution="supervoxel")
 @torch.no_grad()
 def lime(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    seeds,
-    batch_size,
-    bar,
     segments: int = 100,
     samples: int = 1000,
     removal: Removal | str = "fade",
@@ -167,12 +175,12 @@ def lime(
     _check_samples(samples)
     require(isinstance(segments, int) and segments >= 1, "segments", segments, "at least 1")
     maps = torch.zeros_like(clips[:, 0])
-    for clip, target, seed, weights in zip(clips, targets, seeds, maps, strict=True):
+    for clip, target, seed, weights in zip(clips, targets, work.seeds, maps, strict=True):
         units = supervoxels(clip, segments).to(clip.device)  # (T, H, W)
         switches = _switches(samples, int(units.max()) + 1, _generator(clip, seed))
-        chunks = bar(switches.split(batch_size), desc="lime")
+        chunks = work.bar(switches.split(work.batch_size), desc="lime")
         masks = (chunk[:, units] for chunk in chunks)
-        phi = torch.cat([phi for _, phi in _watch(model, clip, target, score, removal, masks)])
+        phi = torch.cat([phi for _, phi in _watch(model, clip, target, work.score, removal, masks)])
         weights.copy_(_ridge(switches, phi).to(weights)[units])
     return maps
 

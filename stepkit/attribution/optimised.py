@@ -1,65 +1,41 @@
 """Attributions that are optimised masks, other than STEP (§II-A.3, Eqs. 1-2).
 
-Meaningful Perturbation, I-GOS, FG-Vis and Extremal Perturbation. The clips of a batch are optimised
-side by side, each by itself. L1 and smoothness terms are divided by the number of their values, so
+Meaningful Perturbation, I-GOS and FG-Vis. The clips of a batch are optimised side by side, each by
+itself. L1 and smoothness terms are divided by the number of their values, so
 that their weights mean the same on a clip of any size.
 """
 
 import math
-from dataclasses import fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stepkit._checks import one_of, require
+from stepkit.attribution._methods import Work, method
 from stepkit.attribution.cam import upsample
-from stepkit.attribution.step import Settings, step
-from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.removal import Removal, blur, named, read
 
 CELLS = 28  # mask cells along an edge in the sources, 8 px each on a 224×224 image
 EQUATION_2 = blur(levels=2)
-EXTREMAL_OPTIONS = ["preset"] + [
-    field.name for field in fields(Settings) if not field.name.startswith(("kernel", "core"))
-]
+
+_method = partial(method, family="perturbation", needs_gradient=True, optimises=True)
 
 
-def extremal_perturbation(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    *,
-    score: Score | str | Read = PROBABILITY,
-    batch_size: int = 4,
-    progress: bool = False,
-    **options,
-) -> Tensor:
-    """Extremal Perturbation (Fong, Patrick, Vedaldi 2019): STEP without L_K, Eq. 5; (N, T, H, W).
-
-    The map is STEP's, the masks of all areas added up and blurred.
-
-    Parameters
-    ----------
-    **options
-        Those of `step` that do not concern L_K: ``areas=``, ``iterations=``, ``variant=``, ...
-    """
-    for name in options:
-        one_of("option", name, EXTREMAL_OPTIONS)
-    given = {"score": score, "batch_size": batch_size, "progress": progress, "kernel_length": 0}
-    found = step(model, clips, targets, **given, **options)
-    if found.interrupted:
-        raise KeyboardInterrupt
-    return found.heatmap
-
-
+@_method(
+    "meaningful_perturbation",
+    order=20,
+    label="Meaningful Perturbation",
+    source="Eq. 1; Fong 2017",
+    resolution="cell of 4 px at 112, frame",
+)
 def meaningful_perturbation(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    bar,
     iterations: int = 300,
     learning_rate: float = 0.1,
     area_weight: float = 1e-4 * CELLS**2,
@@ -97,14 +73,14 @@ def meaningful_perturbation(
     _check_prior(area_weight, smoothness, beta)
     one_of("variant", variant, ("preservation", "deletion"))
     ladder, size = named(removal).ladder(clips), clips.shape[2:]
-    unit = score.unit(model, clips, ladder[:, 0], targets)
+    unit = work.score.unit(model, clips, ladder[:, 0], targets)
     deletion = variant == "deletion"
     cells = clips.new_full(_grid(clips, cell), 0.0 if deletion else 1.0, requires_grad=True)
     optimiser = torch.optim.Adam([cells], learning_rate)
-    for _ in bar(range(iterations), desc="Meaningful Perturbation"):
+    for _ in work.bar(range(iterations), desc="Meaningful Perturbation"):
         with torch.enable_grad():
             mask = upsample(cells, size)
-            phi = _kept(model, ladder, 1 - mask if deletion else mask, targets, score) / unit
+            phi = _kept(model, ladder, 1 - mask if deletion else mask, targets, work.score) / unit
             energy = area_weight * mask.mean((1, 2, 3)) + smoothness * variation(cells, beta)
             energy = energy + phi if deletion else energy - phi
             (cells.grad,) = torch.autograd.grad(energy.sum(), cells)
@@ -114,14 +90,15 @@ def meaningful_perturbation(
     return upsample(cells.detach(), size)
 
 
+@_method(
+    "i_gos", order=21, label="I-GOS", source="Qi 2020", resolution="cell of 4 px at 112, frame"
+)
 def i_gos(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    seeds,
-    bar,
     iterations: int = 15,
     steps: int = 20,
     area_weight: float = 1.0,
@@ -164,8 +141,8 @@ def i_gos(
     require(noise >= 0, "noise", noise, "at least 0")
     one_of("search", search, ("mask", "path"))
     ladder, size = named(removal).ladder(clips), clips.shape[2:]
-    unit = score.unit(model, clips, ladder[:, 0], targets)
-    draws = [torch.Generator(clips.device).manual_seed(seed) for seed in seeds]
+    unit = work.score.unit(model, clips, ladder[:, 0], targets)
+    draws = [torch.Generator(clips.device).manual_seed(seed) for seed in work.seeds]
     path = [s / steps for s in range(1, steps + 1)]
 
     def prior(cells):
@@ -174,17 +151,17 @@ def i_gos(
 
     def loss(cells):
         mask, points = upsample(cells, size), path if search == "path" else [1.0]
-        phi = [_kept(model, ladder, point * mask, targets, score) for point in points]
+        phi = [_kept(model, ladder, point * mask, targets, work.score) for point in points]
         return sum(phi) / len(phi) / unit + prior(cells)
 
     cells = clips.new_ones(_grid(clips, cell))
-    for _ in bar(range(iterations), desc="I-GOS"):
+    for _ in work.bar(range(iterations), desc="I-GOS"):
         cells.requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(prior(cells).sum(), cells)
             for point in path:
                 mask = point * upsample(cells, size)
-                phi = _kept(model, ladder, mask, targets, score, noise, draws) / unit
+                phi = _kept(model, ladder, mask, targets, work.score, noise, draws) / unit
                 slope += torch.autograd.grad(phi.sum(), cells)[0] / steps
         cells = line_search(loss, cells.detach(), slope)
     return 1 - upsample(cells, size)
@@ -224,13 +201,13 @@ def line_search(loss, cells: Tensor, slope: Tensor) -> Tensor:
     return moved()
 
 
+@_method("fg_vis", order=22, label="FG-Vis", source="Wagner 2019", reads_layers=True)
 def fg_vis(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    bar,
     iterations: int = 500,
     learning_rate: float = 0.1,
     area_weight: float = 1.0,
@@ -268,13 +245,14 @@ def fg_vis(
     _check(iterations=iterations, learning_rate=learning_rate)
     require(area_weight >= 0, "area_weight", area_weight, "at least 0")
     nothing = named(removal).nothing(clips)
-    unit, kept = score.unit(model, clips, nothing, targets), score.log or score.value
+    unit = work.score.unit(model, clips, nothing, targets)
+    kept = work.score.log or work.score.value
     mask, bounds = torch.ones_like(clips), []
     with torch.enable_grad(), _Activations(lambda h: bounds.append(h.detach().clone())):
         model(clips.detach().requires_grad_())  # as below: fused layers differ without gradients
     expected = "ReLU, GELU or another activation function of torch.nn or torch.nn.functional"
     require(len(bounds) > 0, "model", "no activation function for fg_vis to watch", expected)
-    for _ in bar(range(iterations), desc="FG-Vis"):
+    for _ in work.bar(range(iterations), desc="FG-Vis"):
         mask.requires_grad_()
         with torch.enable_grad():
             with _Activations(_defence(bounds)):

@@ -12,6 +12,7 @@ optimised side by side.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -24,6 +25,7 @@ from stepkit._checks import clips as check_clips
 from stepkit._checks import one_of, require, warn
 from stepkit._checks import targets as check_targets
 from stepkit._kernels import by_voxel
+from stepkit.attribution._methods import Work, method
 from stepkit.attribution.smoothmax import (
     MaskGeometry,
     area_loss,
@@ -315,10 +317,17 @@ def step(
     """
     _checks.model(model)
     check_clips(clips)
-    clips = clips.detach()
     given = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)
     require(given, "batch_size", batch_size, "at least 1")
     settings, score = _settings(preset, options, clips.shape[2:]), named_score(score)
+    bar = partial(tqdm, disable=not progress, leave=False)
+    return _explain(model, clips.detach(), targets, settings, score, batch_size, bar, callback)
+
+
+def _explain(
+    model, clips, targets, settings: Settings, score: Score, batch_size, bar, callback=None
+) -> StepResult:
+    """Return what `step` does, of arguments that have been checked."""
     device = device_of(model, clips.device)
     with frozen(model), torch.enable_grad():
         clips = clips.clone() if clips.is_inference() else clips
@@ -329,24 +338,16 @@ def step(
             batch_size = 4
             if device.type == "cuda":
                 one = first[0], targets[:1], replace(settings, iterations=1), score
-                with uncompiled(model), tqdm(disable=True) as hidden:
-                    batch_size = fitting(lambda: _optimise(model, *one, hidden), device)
-        starts = range(0, len(clips), batch_size)
-        bar = tqdm(
-            total=len(starts) * settings.iterations, desc="STEP", disable=not progress, leave=False
-        )
+                with uncompiled(model):
+                    batch_size = fitting(lambda: _optimise(model, *one, Work().bar), device)
         parts = []
-        for start in starts:
+        for start in range(0, len(clips), batch_size):
             chunk = slice(start, start + batch_size)
-            given = (
-                clips[chunk].to(device, copy=True),
-                targets[chunk],
-            )  # the model may write into it
-            part = _optimise(model, *given, settings, score, bar, callback)
-            parts.append(part)
-            if part[-1]:  # interrupted
+            # a copy: the model may write into it
+            shown = clips[chunk].to(device, copy=True), targets[chunk]
+            parts.append(_optimise(model, *shown, settings, score, bar, callback))
+            if parts[-1][-1]:  # interrupted
                 break
-        bar.close()
     *found, histories, stopped = zip(*parts, strict=True)
     masks, kept, of_clips, chance = (torch.cat(values).to(clips.device) for values in found)
     result = StepResult(
@@ -366,6 +367,60 @@ def step(
     if not result.interrupted:
         _warn_worthless(result)
     return result
+
+
+FIELDS = tuple(Settings.__dataclass_fields__)
+_method = partial(
+    method,
+    family="perturbation",
+    resolution="disc of about 11 px at 112, frame",
+    needs_gradient=True,
+    whole=True,
+)
+
+
+def _filled(options: dict, size) -> dict:
+    preset = options.pop("preset", "default")
+    return {"settings": _settings(preset, options, size)}
+
+
+@_method(
+    "step",
+    order=24,
+    label="STEP",
+    source="Eqs. 1-11; Li 2021",
+    options=("preset", *FIELDS),
+    fill=_filled,
+)
+def _step(model: nn.Module, clips: Tensor, targets: Tensor, work: Work, **options) -> dict:
+    """Return what `step` finds; its heatmap is the map."""
+    settings = _filled(options, clips.shape[2:])["settings"]
+    found = _explain(model, clips, targets, settings, work.score, work.batch_size, work.bar)
+    if found.interrupted:  # a map does not tell that it is half done; StepResult does
+        raise KeyboardInterrupt
+    names = "masks", "probabilities", "clip_probability", "random_probabilities", "visible_share"
+    return {"maps": found.heatmap} | {name: getattr(found, name) for name in names}
+
+
+@_method(
+    "extremal_perturbation",
+    order=23,
+    label="Extremal Perturbation",
+    source="Eq. 5; Fong 2019",
+    options=("preset", *(name for name in FIELDS if not name.startswith(("kernel", "core")))),
+    fill=lambda options, size: _filled(options | {"kernel_length": 0}, size),
+)
+def extremal_perturbation(model, clips: Tensor, targets: Tensor, work: Work, **options) -> dict:
+    """Extremal Perturbation (Fong, Patrick, Vedaldi 2019): STEP without L_K, Eq. 5; (N, T, H, W).
+
+    The map is STEP's, the masks of all areas added up and blurred.
+
+    Parameters
+    ----------
+    **options
+        Those of `step` that do not concern L_K: ``areas=``, ``iterations=``, ``variant=``, ...
+    """
+    return _step(model, clips, targets, work, **options, kernel_length=0)
 
 
 def _warn_worthless(found: StepResult) -> None:
@@ -426,7 +481,7 @@ def _optimise(
     history = clips.new_zeros(settings.iterations, 3, n, A)
     done, interrupted = 0, False
     try:
-        for done in range(settings.iterations):
+        for done in bar(range(settings.iterations), desc="STEP"):
             canvas = geometry.spread(seeds)
             masks = geometry.crop(canvas)
             scores = _scores(model, ladder, masks, each, settings.variant, score)
@@ -441,7 +496,6 @@ def _optimise(
             with torch.no_grad():
                 seeds.clamp_(0, 1)
             history[done] = terms
-            bar.update()
         done = settings.iterations
     except KeyboardInterrupt:
         interrupted = True

@@ -5,22 +5,29 @@ import torch
 from torch import Tensor, nn
 
 from stepkit._checks import require
+from stepkit.attribution._methods import Work, method
 from stepkit.attribution.gradients import path_gradient
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
-from stepkit.models.scores import PROBABILITY, Score
 from stepkit.removal import constant
 
 LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 voxels, released
 
 
+@method(
+    "xrai",
+    order=11,
+    label="XRAI",
+    family="gradient",
+    source="§V-B; Kapishnikov 2019",
+    resolution="supervoxel",
+    needs_gradient=True,
+)
 def xrai(
     model: nn.Module,
     clips: Tensor,
     targets: Tensor,
+    work: Work,
     *,
-    score: Score = PROBABILITY,
-    batch_size,
-    bar,
     segments: tuple[int, ...] = (50, 100, 150, 250, 500, 1200),
     steps: int = 50,
 ) -> Tensor:
@@ -46,8 +53,7 @@ def xrai(
     attribution = torch.zeros_like(clips[:, 0])
     for colour in ((0, 0, 0), (1, 1, 1)):
         baseline = constant(colour).nothing(clips)
-        options = {"batch_size": batch_size, "bar": bar, "score": score}
-        paths = path_gradient(model, clips, baseline, targets, steps, **options)
+        paths = path_gradient(model, clips, targets, work, baseline, steps)
         attribution += paths.sum(1) / 2
 
     def ranked(clip, values):

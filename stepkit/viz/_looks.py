@@ -4,7 +4,7 @@ import matplotlib
 import pandas as pd
 import seaborn as sns
 
-from stepkit.attribution import _METHODS as METHODS
+from stepkit.attribution import METHODS
 from stepkit.viz._style import DPI, FONT, Picture
 
 # seaborn's colours for colour-blind readers and its dark ones, less what is too pale on white. So

@@ -5,7 +5,7 @@ import io
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stepkit.attribution import _METHODS as METHODS
+from stepkit.attribution import METHODS
 
 CMAP, OPACITY = "inferno", 0.75  # brighter from end to end, so that it survives printing in grey
 DPI, FONT = 100, 11  # FONT in points

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from stepkit import stats
 from stepkit._checks import require
-from stepkit.attribution import _METHODS as METHODS
+from stepkit.attribution import METHODS
 from stepkit.viz._looks import STYLED, Plot, palette
 from stepkit.viz._style import FONT, caption
 

@@ -1,6 +1,6 @@
 """Table I, made executable: what each method needs is found by trying, not typed.
 
-``python -m stepkit.attribution.trial`` tries every method and writes ``tried.csv``, which
+``python tools/trial.py`` tries every method and writes ``stepkit/attribution/tried.csv``, which
 `stepkit.methods` shows. The three columns of Table I:
 
 - *unmodified rule*: every gradient that the method takes on its way back through a network is that
@@ -10,15 +10,13 @@
 - *unreduced resolution*: its map is no up-sampled grid of a few cells.
 """
 
-import inspect
-
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.video import SwinTransformer3d
 
-from stepkit.attribution import _METHODS, TRIED, attribute
+from stepkit.attribution import METHODS, TRIED, attribute
 from stepkit.attribution.cost import measured
 from stepkit.networks import load_model
 
@@ -135,13 +133,13 @@ def unmodified_rule(method: str) -> bool:
         attribute(method, network, clips((4, 16, 16)), 0, **options)
     except ValueError:
         return False
-    if "gradient" not in _METHODS[method].needs:
+    if not METHODS[method].needs_gradient:
         return not any(network.record)
     return any(network.record) and network.true_to_itself()
 
 
 def _has_layer(method: str) -> bool:
-    return "layer" in inspect.signature(_METHODS[method].run).parameters
+    return "layer" in METHODS[method].option_names()
 
 
 def unreduced(method: str) -> bool:
@@ -186,7 +184,7 @@ def row(method: str) -> dict:
 
 def main() -> None:
     """Try all methods and write the table."""
-    rows = {method: row(method) | passes(method) for method in _METHODS}
+    rows = {method: row(method) | passes(method) for method in METHODS}
     pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").to_csv(TRIED)
 
 
