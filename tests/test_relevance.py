@@ -116,13 +116,24 @@ class Block(nn.Module):
 
 
 def folded(conv, norm, sizes):
-    """The convolution and the batch-norm behind it as one matrix and its biases."""
+    """The convolution and the batch-norm behind it as one matrix, and the biases of each."""
     slope = norm.weight / (norm.running_var + norm.eps).sqrt()
     old = torch.zeros_like(slope) if conv.bias is None else conv.bias
-    bias = norm.bias + (old - norm.running_mean) * slope
     kernel = conv.weight * slope[:, None, None, None, None]
     rows, out = reference.convolution_matrix(kernel, sizes, conv.padding)
-    return rows, [float(b) for b in bias for _ in range(math.prod(out))]
+    biases = old * slope, norm.bias - norm.running_mean * slope
+    return rows, [[float(b) for b in bias for _ in range(math.prod(out))] for bias in biases]
+
+
+def handed_down(parents, activations, layer, gamma):
+    """What children receive, and both biases: the convolution's is one more child, of one."""
+    rows, biases = layer
+    if biases is None:
+        return reference.handed_down(parents, activations, rows, None, gamma)
+    rows = [[*row, bias] for row, bias in zip(rows, biases[0], strict=True)]
+    given = parents, [*activations, 1.0], rows, biases[1]
+    below, taken = reference.handed_down(*given, gamma)
+    return below[:-1], taken + below[-1]
 
 
 def block_by_hand(model, x, target, gamma, excitatory):
@@ -168,13 +179,13 @@ def block_by_hand(model, x, target, gamma, excitatory):
     n = len(first)
     rows = [[*row, *(float(i == j) for i in range(n))] for j, row in enumerate(layers[2][0])]
     parents = R.flatten().tolist()
-    below, bias = reference.handed_down(parents, second + first, rows, layers[2][1], gamma)
+    below, bias = handed_down(parents, second + first, (rows, layers[2][1]), gamma)
     taken += bias
     R, straight = below[: len(second)], below[len(second) :]
-    R, bias = reference.handed_down(R, first, *layers[1], gamma)
+    R, bias = handed_down(R, first, layers[1], gamma)
     taken += bias
     stem = [a + b for a, b in zip(R, straight, strict=True)]
-    voxels, bias = reference.handed_down(stem, x.flatten().tolist(), *layers[0], gamma)
+    voxels, bias = handed_down(stem, x.flatten().tolist(), layers[0], gamma)
     return torch.tensor(stem), torch.tensor(voxels).view(x.shape).sum(0), taken + bias, logit
 
 
@@ -333,17 +344,16 @@ def test_lrp_through_stacked_lstms_is_conserved(options):
 def stages(model, x, kind):
     """Sums of relevance (S, N) at the clip and behind each stage of the network, and its parts."""
     names = ("stem", "layer1", "layer2", "layer3", "layer4", "cnn", "before", "lstm")
-    kept = {"": x.clone().requires_grad_()}
+    kept, rules = {"": x.clone().requires_grad_()}, rules_of(kind)
 
     def keep(name):
-        return lambda _, __, output: kept.update({name: output})
+        return lambda _, __, output: kept.update({name: rules.sum(output)})
 
     hooks = [
         module.register_forward_hook(keep(name))
         for name, module in model.named_modules()
         if name.split(".")[-1] in names
     ]
-    rules = rules_of(kind)
     with frozen(model), rules:
         logits = model(kept[""])
     for hook in hooks:

@@ -36,27 +36,23 @@ class Watched:
         """Keep an output; the network goes on with a copy, which it may change in place."""
         if self.thread != threading.get_ident():
             return output
-        first = output[0] if isinstance(output, tuple) and output else output
+        several = isinstance(output, tuple) and len(output) > 0
+        first, rest = (output[0], output[1:]) if several else (output, ())
         given = f"{type(first).__name__}, first in what it puts out"
         require(isinstance(first, Tensor), "layer", given, "a layer of tensors")
-        if self.kept and first.requires_grad:
-            asked = {"allow_unused": True, "retain_graph": True}
-            before = torch.autograd.grad(first.sum(), self.kept, **asked)
-            tied = any(slope is not None for slope in before)
-            given = "one that runs again on what it gave before"
-            require(not tied, "layer", given, "one that runs once, or once for each part of a clip")
-        self.kept.append(first.detach().requires_grad_(torch.is_grad_enabled()))
-        first = self.kept[-1].clone()
-        if not isinstance(output, tuple):
+        with torch._C.DisableTorchFunction():  # no rule of relevance: it begins here
+            if self.kept and first.requires_grad:
+                asked = {"allow_unused": True, "retain_graph": True}
+                before = torch.autograd.grad(first.sum(), self.kept, **asked)
+                given = "one that runs again on what it gave before"
+                once = all(slope is None for slope in before)
+                require(once, "layer", given, "one that runs once, or once for each part of a clip")
+            self.kept.append(first.detach().requires_grad_(torch.is_grad_enabled()))
+            first = self.kept[-1].clone()
+        if not several:
             return first
-        return (
-            type(output)._make([first, *output[1:]])
-            if hasattr(output, "_make")
-            else (
-                first,
-                *output[1:],
-            )
-        )
+        made = getattr(output, "_make", tuple)  # a named tuple stays one
+        return made((first, *rest))
 
     def note(self, _, __, output):
         """Note the grid of a convolution: an embedding of patches tells how tokens lie."""

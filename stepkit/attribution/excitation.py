@@ -1,8 +1,6 @@
 """A class's score handed back by rules: excitation backprop and LRP (paper §V-B, refs. 24-27)."""
 
-import contextlib
 import math
-import threading
 from functools import partial
 
 import torch
@@ -13,7 +11,6 @@ from stepkit.attribution._cells import reader, watched
 from stepkit.attribution._methods import Work, method
 from stepkit.attribution.cam import upsample
 from stepkit.attribution.relevance import Rules, relevance
-from stepkit.models import find_layer
 from stepkit.models.scores import Score
 
 _method = partial(method, family="backprop", needs_gradient=True, reads_layers=True)
@@ -59,14 +56,12 @@ def excitation_backprop(
     ValueError
         Behind the layer the model does something that has no rule, or other neurons than ReLU.
     """
-    rules, clips = Rules(keep=0, excitatory=True), clips.detach()
     _check_score(work.score)
-    with watched(model, len(clips), layer) as seen, torch.no_grad():
-        model(clips)
-    arranged = reader(model, layer, clips, seen)
-    with _from(find_layer(model, layer)) as started, torch.enable_grad(), rules:
+    rules, clips = Rules(keep=0, excitatory=True), clips.detach()
+    with watched(model, len(clips), layer) as seen, torch.enable_grad(), rules:
         output = model(clips)
-    won = relevance(rules.score(output, targets, work.score), started, "layer")
+    arranged = reader(model, layer, clips, seen)
+    won = relevance(rules.score(output, targets, work.score), seen.kept, "layer")
     return upsample(arranged(won).sum(1), clips.shape[2:])
 
 
@@ -125,26 +120,3 @@ def lrp(
 
 def _check_score(score: Score) -> None:
     require(score.one_logit, "score", score.name, "that of one class, whose logit is handed back")
-
-
-@contextlib.contextmanager
-def _from(layer: nn.Module):
-    """Let signals begin at ``layer``: what lies before it runs as usual, without a gradient."""
-    started, thread = [], threading.get_ident()
-
-    def start(_, __, output):
-        if thread != threading.get_ident():  # another one explains the same model
-            return output
-        require(isinstance(output, Tensor), "layer", type(output).__name__, "a tensor's layer")
-        given = "one that runs again on what it gave before"
-        require(not output.requires_grad, "layer", given, "one that runs once a part of the clip")
-        neurons = output.detach().clamp(min=0).requires_grad_()
-        neurons._value = output.detach()  # those below zero never win
-        started.append(neurons)
-        return neurons
-
-    handle = layer.register_forward_hook(start)
-    try:
-        yield started
-    finally:
-        handle.remove()
