@@ -1,6 +1,5 @@
 """DeConvNet, guided backpropagation and DeepLIFT: twins, Captum itself, and a model left alone."""
 
-import sys
 import warnings
 
 import pytest
@@ -246,14 +245,6 @@ def test_a_model_without_relu_is_refused(method):
     model = Activated(nn.GELU())
     with pytest.raises(ValueError, match=f"{method}: got a model without ReLU, expected one with"):
         attribute(method, model, clips(1, 2, 9, 8), 0)
-
-
-@pytest.mark.parametrize("method", ["deconvnet", "guided_backprop"])
-def test_without_captum_it_says_what_to_install(method, monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum", None)
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(ImportError, match=r'pip install "stepkit\[captum\]"'):
-        attribute(method, Residual(), clips(), 0)
 
 
 @pytest.mark.parametrize("method", METHODS)
