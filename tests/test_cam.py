@@ -13,7 +13,7 @@ from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from stepkit import attribute, load_model
-from stepkit.attribution._cells import in_time, watched
+from stepkit.attribution._cells import readings, watched
 from stepkit.attribution.cam import upsample
 from stepkit.models import find_layer
 
@@ -81,6 +81,10 @@ def image_tokens(a):
 
 def from_image_tokens(x, a):
     return from_frames(x.transpose(1, 2).unflatten(2, a.shape[3:]), a)
+
+
+def in_time(x, n, size, **told):
+    return readings(x.shape, n, size, **told)[0]([x], n)
 
 
 LAYOUTS = {

@@ -94,7 +94,7 @@ REFUSED = {
     ("cam", "r50l"): "cam: needs a network that ends",
     ("lrp", "mvit"): "model: got layer_norm",
     ("lrp", "swin3d"): "model: got layer_norm",
-    ("excitation_backprop", "mvit"): "layer: got tuple",
+    ("excitation_backprop", "mvit"): "model: got layer_norm",
     **{("deconvnet", name): "deconvnet: got a model without ReLU" for name in TRANSFORMERS},
     **{("guided_backprop", name): "guided_backprop: got a model without" for name in TRANSFORMERS},
 }

@@ -93,7 +93,7 @@ def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Te
         inputs.append(x.clone())  # an activation may work in place
         return function(x, *args, **kwargs)
 
-    with torch.no_grad(), Redirect(dict.fromkeys(_ACTIVATIONS, remember)):
+    with torch.no_grad(), Redirect(dict.fromkeys(_ACTIVATIONS.split(), remember)):
         model(baseline)
     before = iter(inputs)
 
@@ -105,7 +105,7 @@ def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Te
         rule = _rescale_pool if "pool" in function.__name__ else _rescale
         return rule(function, x, x0, *args, **kwargs)
 
-    with torch.enable_grad(), Redirect(dict.fromkeys(_ACTIVATIONS, against)):
+    with torch.enable_grad(), Redirect(dict.fromkeys(_ACTIVATIONS.split(), against)):
         logit = work.score.logit(model(clips), targets)
     (multiplier,) = torch.autograd.grad(logit.sum(), clips)
     return (multiplier * (clips.detach() - baseline)).sum(1)
@@ -137,4 +137,4 @@ NOISE = 1e-6  # of float32, in a difference of inputs
 _ACTIVATIONS = """
     relu sigmoid tanh softplus logsigmoid leaky_relu elu selu celu gelu silu mish hardswish relu6
     hardtanh prelu hardsigmoid threshold softsign clamp clamp_min max_pool1d max_pool2d max_pool3d
-""".split()
+"""
