@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchvision.models.video import r2plus1d_18
 
 from stepkit.attribution import Work
-from stepkit.attribution.excitation import excitation_backprop, lrp
-from stepkit.attribution.relevance import Rules, relevance
+from stepkit.attribution._rules import Rules, relevance
+from stepkit.attribution.relevance import excitation_backprop, lrp
 from stepkit.models import frozen, out_of_place
 from stepkit.models.scores import PROBABILITY
 from stepkit.networks import DetachedLSTM, R2Plus1DNarrow, ResNetLSTM, load_model

@@ -12,10 +12,10 @@ from torch import Tensor
 from stepkit.attribution import (  # noqa: F401, to be registered
     backprop,
     cam,
-    excitation,
     gradients,
     occlusion,
     optimised,
+    relevance,
     xrai,
 )
 from stepkit.attribution._door import attribute
