@@ -1,37 +1,34 @@
-"""What the notebooks share: data, models, maps and scores of one run, made once, found again."""
+"""A comparison: methods on models on datasets, scored by metrics, made once and found again.
+
+`Study` takes all four by name or as objects. Maps, trainings and scores are kept whole, under a key
+of all that made them; tables and figures in a folder per settings, so that no run reads or
+overwrites what one with other settings wrote.
+"""
 
 import functools
-import itertools
-import json
-import os
-import warnings
-from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
 
-import matplotlib
 import pandas as pd
-import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import __version__, _keys, metrics, removal, sweep
-from stepkit._checks import one_of, require
-from stepkit._files import read_table, read_tensors, write_table, write_tensors, write_whole
+from stepkit import _keys, metrics, removal, stats, sweep
+from stepkit._checks import one_of
+from stepkit._files import read_tensors, write_tensors
+from stepkit._run import UNPERTURBED, Drawn, Run, by_name
 from stepkit.attribution import methods as methods_table
-from stepkit.data import Batch, batch, load_dataset
-from stepkit.data.sample import balanced
-from stepkit.metrics.curves import filled
-from stepkit.models import device_of, frozen, precision_of
-from stepkit.models.scores import probability
+from stepkit.data import Batch, batch
+from stepkit.data.sample import file_name
+from stepkit.metrics import METRICS
+from stepkit.models import device_of, precision_of
 from stepkit.networks import load_model
-from stepkit.prepare import prepare
 from stepkit.published.scores import PRINTED
-from stepkit.training import PAPER, Recipe, evaluate, fit, quick
+from stepkit.training import Recipe, evaluate
 
-ROOT = Path(__file__).parents[1]
-UNPERTURBED = "_unperturbed"
+__all__ = ["PAPER_METHODS", "UNPERTURBED", "Study", "evidence_map", "options"]
+
 PAPER_METHODS = ["random", *PRINTED, "step"]  # in the order of Table V
 _POINTS = {"integrated_gradients": "steps", "blur_ig": "steps", "xrai": "steps"}
 _POINTS |= {"smoothgrad": "samples", "smoothgrad_squared": "samples"}
@@ -48,33 +45,6 @@ def options(methods: list[str], preset: str, points: int, removal="blur") -> dic
     return chosen | {m: {name: points} for m, name in _POINTS.items() if m in chosen}
 
 
-def _fresh(model: str, classes: int, device, seed: int) -> nn.Module:
-    return load_model(model, classes, seed=seed).to(device)
-
-
-class _Drawn:
-    """``n`` clips of a dataset, of all classes in turn, and kept: every method asks for them."""
-
-    def __init__(self, dataset, n: int, seed: int):
-        self.indices = balanced(dataset, n, seed)
-        self.name, self.ids = dataset.name, [dataset.ids[i] for i in self.indices]
-        self.get = functools.cache(dataset.__getitem__)
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, i: int):
-        return self.get(self.indices[i])
-
-
-def _drawn(run: "Experiment", dataset: str) -> _Drawn:
-    return _Drawn(run.dataset(dataset), run.clips, run.seed)
-
-
-def _trained(run: "Experiment", model: str, dataset: str) -> nn.Module:
-    return run.fit(model, dataset)[0]
-
-
 def evidence_map(clips: Batch) -> Tensor:
     """Return a map of the known evidence, (N, T, H, W): its pixels all alike, then what is near."""
     evidence = clips.evidence.float()
@@ -82,14 +52,20 @@ def evidence_map(clips: Batch) -> Tensor:
     return near.where(evidence == 0, 1.0)
 
 
-@dataclass
-class Experiment:
-    """One run and its folder.
+class Study(Run):
+    """Methods on models on datasets, by metrics.
 
     Attributes
     ----------
+    models, datasets, methods, metrics : list, or dict by name
+        Of each any number: a name that the library knows (`stepkit.load_model`,
+        `stepkit.load_dataset`, `stepkit.methods`, `stepkit.metrics.METRICS`), or an object of one's
+        own: a network (nn.Module), a dataset or a list of samples, a function. A dict gives them
+        names. Methods and metrics may have options: ``{"auc": {"steps": 16}}``, and several sets of
+        them: ``{"one frame": ("step", {"kernel_length": 1})}``. A network that is named is trained
+        on the dataset, which then is named as well.
     out : str
-        The run's folder, with ``models/``, ``maps/`` and ``scores/``; empty: ``runs/quick``.
+        The run's folder; empty: ``runs/quick``.
     frames, size : int
         T, and H = W, of every clip.
     clips : int
@@ -100,377 +76,203 @@ class Experiment:
         Folder of real data.
     parts : bool
         Split videos in time, see `stepkit.load_dataset`.
-    like : str
-        Whose recipe to train by: ``"quick"`` (`stepkit.training.quick`) or ``"paper"``.
-    epochs, batch_size : int
-        Of training, where they differ from the recipe's; 0: they do not.
-    weights : dict of str to str
-        Where the training of a model starts, by model, as for `stepkit.load_model`:
-        ``{"r2plus1d_18": "KINETICS400_V1"}``. The others start as their recipe says.
+    recipe : dict
+        How to train, where it differs. ``like``: ``"quick"`` (`stepkit.training.quick`) or
+        ``"paper"``; ``weights``: where a model starts, by model, as for `stepkit.load_model`:
+        ``{"r2plus1d_18": "KINETICS400_V1"}``; the rest are fields of `stepkit.training.Recipe`.
     retrain : bool
         Train here, also where a checkpoint travels with stepkit.
     seed : int
         Of data, training and attribution.
     device : str
-        Where the models run; empty: on a CUDA GPU where there is one, else on the CPU.
+        Where named models run; empty: on a CUDA GPU where there is one, else on the CPU.
+    extra : str
+        A module of one's own, by its dotted name: what its ``@sk.method``, ``@sk.metric`` and
+        ``@sk.dataset`` register is known by name.
+    progress : bool
+        Show bars.
+
+    Examples
+    --------
+    >>> study = Study(["r2plus1d_narrow"], ["motion"], ["grad_cam", "random"], out="runs/mine")
+    >>> study.score("auc", steps=16)  # doctest: +SKIP
     """
 
-    out: str = ""
-    frames: int = 8
-    size: int = 48
-    clips: int = 6
-    train_clips: int = 1200
-    data: str = ""
-    parts: bool = False
-    like: str = "quick"
-    epochs: int = 0
-    batch_size: int = 0
-    weights: dict = field(default_factory=dict)
-    retrain: bool = False
-    seed: int = 0
-    device: str = ""
-    progress: bool = False
-    _models: dict = field(default_factory=dict, repr=False)
-    _tests: dict = field(default_factory=dict, repr=False)
-    _batches: dict = field(default_factory=dict, repr=False)
-    _colours: dict = field(default_factory=dict, repr=False)
+    def __post_init__(self):
+        super().__post_init__()
+        self.methods, self.metrics = _with_options(self.methods), _with_options(self.metrics)
 
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.out) if self.out else ROOT / "runs" / "quick"
+    def maps(self, method, model: str = "", dataset: str = "", **options) -> dict[str, Tensor]:
+        """Return what a method finds of the test clips; see `stepkit.sweep.explain`.
 
-    def picture(self, name: str) -> Path:
-        """Return where a picture or a video of the run goes."""
-        path = self.folder / "pictures" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def dataset(self, name: str, split: str = "test", n: int | None = None):
-        """Return one split of a dataset; ``n`` counts generated clips."""
-        sizes = {"train": self.train_clips, "val": 120, "test": self.clips}
-        return load_dataset(
-            name,
-            split,
-            frames=self.frames,
-            size=self.size,
-            n=n or sizes[split],
-            data=self.data,
-            parts=self.parts,
-            seed=self.seed,
-        )
-
-    def batch(self, dataset: str) -> Batch:
-        """Return the test clips that are explained, of all classes in turn."""
-        if dataset not in self._batches:
-            self._batches[dataset] = batch(self._test(dataset))
-        return self._batches[dataset]
-
-    def _test(self, dataset: str) -> _Drawn:
-        if dataset not in self._tests:
-            self._tests[dataset] = _drawn(self, dataset)
-        return self._tests[dataset]
-
-    def example(self, dataset: str) -> int:
-        """Return which of the test clips to draw: the second that has a box in every frame."""
-        boxes = self.batch(dataset).boxes
-        boxed = [i for i, frames in enumerate(boxes) if frames and all(map(len, frames))]
-        return boxed[1] if len(boxed) > 1 else 0
-
-    def fit(self, model: str, dataset: str) -> tuple[nn.Module, pd.DataFrame, str]:
-        """Return a trained and prepared model, its history and origin; see `stepkit.training.fit`.
-
-        ``model`` may end in "_unperturbed": trained without removal as augmentation. By the paper's
-        recipe all models are.
+        ``maps`` (N, T, H, W), of STEP also its ``masks`` and their ``probabilities``. ``method`` is
+        one of the study's, with its options, or any other name or function; model and dataset are
+        by default the study's first.
         """
-        one_of("like", self.like, ("quick", "paper"))
-        name = model.removesuffix(UNPERTURBED)
-        model = model if self.like == "quick" else name
-        key = model, dataset
-        if key not in self._models:
-            recipe = quick(name, dataset) if self.like == "quick" else PAPER
-            share = recipe.removal_share if name == model else 0.0
-            given = {"epochs": self.epochs, "batch_size": self.batch_size}
-            given["start"] = self.weights.get(name)
-            given = {k: v for k, v in given.items() if v}
-            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            # a GPU trains faster than one process draws clips; on a CPU the two would compete
-            workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
-            network, *known = fit(
-                name,
-                self.dataset(dataset, "train"),
-                self.dataset(dataset, "val"),
-                self.folder / "models" / f"{model}_{dataset}",
-                replace(recipe, removal_share=share, **given),
-                seed=self.seed,
-                shipped=not self.retrain,
-                device=device,
-                workers=workers,
-                progress=self.progress,
-            )
-            self._models[key] = prepare(network), *known
-        return self._models[key]
+        name, run, own = self._one("methods", method)
+        model, dataset = model or self.first("models"), dataset or self.first("datasets")
+        where = self.network(model, dataset), self.drawn(dataset)
+        return self._explain(name, run, model, *where, **own | options)
 
-    def accuracy(self, models: list[str], datasets: list[str], n: int) -> pd.DataFrame:
-        """Return one row per model, dataset and test clip: ``correct``, ``probability``."""
-        rows = []
-        for dataset in datasets:
-            test = self.dataset(dataset, n=n)
-            for model in models:
-                found = evaluate(self.fit(model, dataset)[0], test, progress=self.progress)
-                columns = {"clip": found["ids"], "correct": found["correct"].float()}
-                columns["probability"] = found["probability"]
-                rows.append(pd.DataFrame(columns).assign(dataset=dataset, model=model))
-        return self.keep(pd.concat(rows, ignore_index=True), "accuracy")
+    def _explain(self, name: str, run, model: str, network, clips, **options) -> dict[str, Tensor]:
+        given = {"model_name": file_name(model), "folder": _folder(name, run)} | options
+        given |= {"seed": self.seed, "progress": self.progress}
+        return sweep.explain(run, network, clips, self.folder / "maps", **given)
 
-    def explain(self, method: str, model: str, dataset: str, **options) -> dict:
-        """Return the maps of the test clips (and STEP's masks); see `stepkit.sweep.explain`.
+    def measure(self, metric, method, model: str = "", dataset: str = "", **options) -> dict:
+        """Return all that a metric says of a method: columns (N,), and curves, if it has any.
 
-        ``"step@cylinder"`` is method ``"step"`` with ``options`` that deserve a name and a folder.
+        Found again, or made. Arguments as for `maps`; ``options`` are the metric's.
         """
-        return sweep.explain(
-            method.partition("@")[0],
-            self.fit(model, dataset)[0],
-            self._test(dataset),
-            self.folder / "maps",
-            model_name=model,
-            folder=method,
-            seed=self.seed,
-            progress=self.progress,
-            **options,
+        (named, run, own), (name, how, _) = (
+            self._one("metrics", metric),
+            self._one("methods", method),
         )
+        model, dataset = model or self.first("models"), dataset or self.first("datasets")
+        row, found = METRICS.find(run), self.maps(method, model, dataset)
+        one_of(f"{row.name}: what {name} finds", row.reads, found)
+        network, shown, options = self.network(model, dataset), self.batch(dataset), own | options
+        if row.baseline and "baseline" not in options:
+            options["baseline"] = self.mean_colour(dataset)
+        known = {"clips": shown, "model": _keys.model(network), "precision": precision_of(network)}
+        known |= {"library": _keys.library(*_keys.MAPS, "metrics/"), "metric": row.run}
+        key = _keys.key(maps=found[row.reads], options=options, **known)
+        place = self.folder.joinpath("measured", *map(file_name, (dataset, model, named)))
+        path = place / f"{_folder(name, how)}.{key[:8]}.safetensors"
+        scores = read_tensors(path, key)
+        if scores is None:
+            scores = row.run(network, shown, found[row.reads], **options)
+            write_tensors(path, key, scores)
+        return scores
 
-    def sweep(
-        self, methods: dict[str, dict], models: list[str], datasets: list[str], executor: str
+    def score(
+        self,
+        metric=None,
+        *,
+        models: list[str] | None = None,
+        datasets: list[str] | None = None,
+        methods=None,
+        over: Mapping[str, list] | None = None,
+        name: str = "",
+        **options,
     ) -> pd.DataFrame:
-        """Make what `explain` then finds, clip by clip on many workers; see `stepkit.sweep.run`.
+        """Score methods by a metric (Tables V and VI); kept as ``scores/<settings>/<name>.csv``.
+
+        Parameters
+        ----------
+        metric : str or callable
+            By default the study's first.
+        models, datasets : list of str
+            Some of the study's, or other names; by default all of the study's.
+        methods : list or dict
+            As for `Study`; what a list names is the study's, with its options.
+        over : dict of str to list
+            Options of the metric that are varied, ``{"unit": ["patch", "superpixel"]}``: each is a
+            column.
+        name : str
+            Of the table; by default the metric's.
+        **options
+            The metric's.
+
+        Returns
+        -------
+        DataFrame
+            A row per dataset, model, choice ``over`` options, method and clip, with the columns
+            that the metric has.
+        """
+        metric, over, rows = self.first("metrics") if metric is None else metric, over or {}, []
+        methods = self.methods if methods is None else self._asked("methods", methods)
+        cells = product(datasets or self.datasets, models or self.models, *over.values(), methods)
+        for dataset, model, *chosen, method in tqdm([*cells], disable=not self.progress):
+            choice = dict(zip(over, chosen, strict=True))
+            one = {method: methods[method]}
+            found = self.measure(metric, one, model, dataset, **options, **choice)
+            columns = {c: values.numpy() for c, values in found.items() if values.ndim == 1}
+            where = {"dataset": dataset, "model": model, "method": method} | choice
+            rows.append(pd.DataFrame({"clip": self.batch(dataset).ids} | columns).assign(**where))
+        table = pd.concat(rows, ignore_index=True)
+        return self.keep(table, name or self._one("metrics", metric)[0])
+
+    def table(self, metric=None, column: str = "", **options) -> pd.DataFrame:
+        """Return means and intervals of a metric's column, its first: `stepkit.stats.intervals`.
+
+        ``options`` are those of `score`. Indexed by dataset, model, what it is ``over``, method.
+        """
+        scores = self.score(metric, **options)
+        by = ["dataset", "model", *options.get("over", ()), "method"]
+        column = column or next(c for c in scores if c not in (*by, "clip"))
+        return stats.intervals(scores, column, by)
+
+    def _asked(self, kind: str, given) -> dict[str, tuple]:
+        """Return methods or metrics by name, each with its options, which a study may have."""
+        asked, own = _with_options(given), getattr(self, kind)
+        return (
+            asked if isinstance(given, Mapping) else asked | {m: own[m] for m in asked if m in own}
+        )
+
+    def _one(self, kind: str, given) -> tuple:
+        ((name, (run, own)),) = self._asked(kind, given).items()
+        return name, run, own
+
+    def sweep(self, executor: str, methods=None) -> pd.DataFrame:
+        """Make what `maps` then finds, clip by clip on many workers; see `stepkit.sweep.run`.
 
         ``executor`` is a name that `stepkit.sweep.executor` knows. Returns a row per clip and
         method, with what became of it.
         """
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
-        alone = Experiment(**settings | {"out": str(self.folder.resolve()), "progress": False})
+        alone = replace(self, out=str(self.folder.resolve()), progress=False)
+        methods = self.methods if methods is None else self._asked("methods", methods)
+        jobs = {_folder(name, run): own for name, (run, own) in methods.items()}
+        how = {"batch_size": sweep.TOGETHER, "seed": self.seed, "progress": self.progress}
         tables = []
         with sweep.executor(executor) as pool:
-            for dataset, model in itertools.product(datasets, models):
-                self.fit(model, dataset)  # once, here: the workers find its weights
-                table = sweep.run(
-                    functools.partial(_drawn, alone, dataset),
-                    functools.partial(_trained, alone, model, dataset),
-                    methods,
-                    self.folder / "maps",
-                    model_name=model,
-                    batch_size=sweep.TOGETHER,
-                    executor=pool,
-                    seed=self.seed,
-                    progress=self.progress,
+            for dataset, model in product(self.datasets, self.models):
+                self.network(model, dataset)  # once, here: the workers find its weights
+                calls = (
+                    functools.partial(alone.drawn, dataset),
+                    functools.partial(alone.network, model, dataset),
                 )
+                where = {"model_name": file_name(model), "executor": pool}
+                table = sweep.run(*calls, jobs, self.folder / "maps", **where, **how)
                 tables.append(table.assign(dataset=dataset, model=model))
         return pd.concat(tables, ignore_index=True)
 
-    def gallery(
-        self, methods: dict[str, dict], model: str, dataset: str, i: int
-    ) -> tuple[dict, pd.DataFrame]:
-        """Explain one test clip by many methods, each by itself.
+    def gallery(self, model: str, dataset: str, i: int) -> tuple[dict, pd.DataFrame]:
+        """Explain one test clip by every method of the study, each by itself.
 
-        ``methods`` gives each method's options. Returns maps by label, and a table with a row per
-        method: its cost (`stepkit.sweep.measure`), or why it refused this model.
+        Returns maps by label, and a table with a row per method: its cost
+        (`stepkit.sweep.measure`), or why it ``refused`` this model.
         """
-        maps, rows = {}, {}
-        labels = methods_table()["label"]
-        where = self.fit(model, dataset)[0], self._test(dataset), self.folder / "maps"
-        for method in tqdm(methods, desc=model, disable=not self.progress, leave=False):
+        maps, rows, labels = {}, {}, methods_table()["label"]
+        where = self.network(model, dataset), self.drawn(dataset), self.folder / "maps"
+        known = {"model_name": file_name(model), "i": i, "seed": self.seed}
+        for name, (run, own) in tqdm(self.methods.items(), model, disable=not self.progress):
             try:
-                found, rows[method] = sweep.measure(
-                    method, *where, model_name=model, i=i, seed=self.seed, **methods[method]
-                )
+                found, cost = sweep.measure(run, *where, **known, **own)
             except ValueError as error:
-                rows[method] = {"refused": str(error)}
+                rows[name] = {"refused": str(error)}
                 continue
-            passes = rows[method]["forward"] + rows[method]["backward"]
-            label = f"{labels[method]}\n{passes:.0f} passes\n{rows[method]['seconds']:.2g} s"
+            passes, rows[name] = cost["forward"] + cost["backward"], cost | {"refused": ""}
+            label = f"{labels.get(run, name)}\n{passes:.0f} passes\n{cost['seconds']:.2g} s"
             maps[label] = found
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-        table = table.reindex(columns=["forward", "backward", "seconds", "refused"]).reset_index()
-        self.keep(table, f"cost_{model}_{dataset}")
-        refused = table["refused"].astype(object).fillna("")
-        return maps, table.assign(refused=refused).set_index("method")
+        table = table.reindex(columns=["forward", "backward", "seconds", "refused"])
+        self.keep(table.reset_index(), f"cost_{model}_{dataset}")
+        return maps, table
 
-    def curves(
-        self, methods: dict[str, dict], model: str, dataset: str, **options
-    ) -> dict[str, dict[str, Tensor]]:
-        """Return the insertion and deletion curves (N, L+1) of each method, found again or made.
-
-        ``methods`` gives each method's options; ``options`` are those of
-        `stepkit.metrics.auc_metrics`. The baseline is the mean colour of the dataset's training
-        clips, as in the paper, unless one is given.
-        """
-        maps = {m: self.explain(m, model, dataset, **kw)["maps"] for m, kw in methods.items()}
-        shown, network = self.batch(dataset), self.fit(model, dataset)[0]
-        options |= {"baseline": options.get("baseline") or self.mean_colour(dataset)}
-        made_of = {"clips": shown.clips, "targets": shown.targets, "options": filled(options)}
-        made_of |= {"model": _keys.model(network), "precision": precision_of(network)}
-        made_of = _keys.key(**made_of, library=_keys.library(*_keys.CURVES))
-        place = self.folder / "curves" / dataset / model / filled(options)["unit"]
-        found, places, todo = {}, {}, {}
-        for method, of_method in maps.items():
-            key = _keys.key(maps=of_method, made_of=made_of)
-            places[method] = place / f"{method}.{key[:8]}.safetensors", key
-            found[method] = read_tensors(*places[method])
-            if found[method] is None:
-                todo[method] = of_method
-        if todo:
-            where = network, shown.clips, todo, shown.targets
-            options |= {"progress": self.progress}
-            curves = metrics.auc_metrics(*where, ("cm_insertion", "cm_deletion"), **options)
-            for method in todo:
-                kinds = {"insertion": "cm_insertion", "deletion": "cm_deletion"}
-                found[method] = {kind: curves[name][method].curve for kind, name in kinds.items()}
-                write_tensors(*places[method], found[method])
-        return found
-
-    def mean_colour(self, dataset: str) -> removal.Removal:
-        """Return the removal that paints with the mean colour of the training clips (§V-C)."""
-        if dataset not in self._colours:
-            train = self.dataset(dataset, "train")
-            some = batch(train, balanced(train, 64, self.seed))
-            self._colours[dataset] = removal.mean(some.clips)
-        return self._colours[dataset]
-
-    def auc(
-        self,
-        methods: dict[str, dict],
-        models: list[str],
-        datasets: list[str],
-        units: tuple[str, ...] = ("patch",),
-        name: str = "auc",
-        **options,
-    ) -> pd.DataFrame:
-        """Score methods by insertion and deletion AUC (Table V); kept as ``scores/<name>.csv``.
-
-        One row per dataset, model, unit, method and clip: ``insertion``, ``deletion``. Arguments
-        as for `curves`.
-        """
+    def accuracy(self, n: int) -> pd.DataFrame:
+        """Return one row per dataset, model and test clip: ``correct``, ``probability``."""
         rows = []
-        for dataset, model, unit in itertools.product(datasets, models, units):
-            names = {"dataset": dataset, "model": model, "unit": unit}
-            curves = self.curves(methods, model, dataset, unit=unit, **options)
-            for method, found in curves.items():
-                scores = {kind: metrics.auc(curve) for kind, curve in found.items()}
-                scores = {"method": method, "clip": self.batch(dataset).ids, **scores}
-                rows.append(pd.DataFrame(scores).assign(**names))
-        return self.keep(pd.concat(rows, ignore_index=True), name)
+        for dataset, model in product(self.datasets, self.models):
+            test = self.dataset(dataset, n=n)
+            found = evaluate(self.network(model, dataset), test, progress=self.progress)
+            columns = {"clip": found["ids"], "correct": found["correct"].float()}
+            columns["probability"] = found["probability"]
+            rows.append(pd.DataFrame(columns).assign(dataset=dataset, model=model))
+        return self.keep(pd.concat(rows, ignore_index=True), "accuracy")
 
-    def located(
-        self,
-        methods: dict[str, dict],
-        models: list[str],
-        datasets: list[str],
-        name: str = "located",
-    ) -> pd.DataFrame:
-        """Score methods by the pointing game (Table VI) and by the pixels of the evidence.
-
-        One row per dataset, model, method and clip: ``hit`` (share of the frames that count),
-        ``mass``, ``iou`` (NaN for a clip without box); ``boxed`` and ``flat``, the shares of the
-        clip's frames that have a box, and where the map points nowhere. Where only boxes are known,
-        all their pixels are evidence.
-        """
-        rows = []
-        for dataset, model, method in itertools.product(datasets, models, methods):
-            shown = self.batch(dataset)
-            maps = self.explain(method, model, dataset, **methods[method])["maps"]
-            with warnings.catch_warnings():  # the tables say of themselves where nothing is known
-                warnings.filterwarnings("ignore", "pointing_game")
-                pointing = metrics.pointing_game(maps, shown.boxes)
-            scores = {"clip": shown.ids, "hit": pointing.by_clip}
-            scores |= {name: getattr(pointing, name).float().mean(1) for name in ("boxed", "flat")}
-            scores["mass"] = metrics.relevance_mass(maps, shown.evidence)
-            scores["iou"] = metrics.iou(maps, shown.evidence)
-            names = {"dataset": dataset, "model": model, "method": method}
-            rows.append(pd.DataFrame(scores).assign(**names))
-        return self.keep(pd.concat(rows, ignore_index=True), name)
-
-    def smallest_masks(
-        self, models: list[str], datasets: list[str], settings: dict
-    ) -> pd.DataFrame:
-        """Compare what STEP's smallest mask keeps with the whole clip.
-
-        One row per dataset, model and clip: Φ of the clip, Φ of what the smallest area keeps,
-        whether that is ``higher``, the share of the mask ``on evidence``, and ``chance``.
-        """
-        rows = []
-        for dataset, model in itertools.product(datasets, models):
-            shown = self.batch(dataset)
-            found = self.explain("step", model, dataset, **settings)
-            phi = self.watch(model, dataset, shown.clips)
-            kept = found["probabilities"][:, 0]
-            mass = metrics.relevance_mass(found["masks"][:, 0], shown.evidence)
-            chance = shown.evidence.float().mean((1, 2, 3))
-            names = {"dataset": dataset, "model": model}
-            columns = {"clip": shown.ids, "Φ clip": phi, "Φ smallest mask": kept}
-            columns |= {"higher": (kept > phi).float(), "on evidence": mass, "chance": chance}
-            rows.append(pd.DataFrame(columns).assign(**names))
-        return pd.concat(rows, ignore_index=True)
-
-    def watch(self, model: str, dataset: str, clips: Tensor) -> Tensor:
-        """Return Φ_c (N,) of the test clips' classes when the model sees ``clips`` instead."""
-        network = self.fit(model, dataset)[0]
-        with frozen(network), torch.no_grad():
-            logits = network(clips.to(device_of(network, "cpu"), copy=True)).cpu()
-        return probability(logits, self.batch(dataset).targets)
-
-    def table(self, name: str) -> pd.DataFrame:
-        """Read ``scores/<name>.csv``, which an earlier notebook of the run wrote."""
-        path = self.folder / "scores" / f"{name}.csv"
-        table = read_table(path)
-        given = f"{'a damaged' if path.is_file() else 'no'} {path}"
-        require(table is not None, "table", given, "the notebook that makes it to have run")
-        return table
-
-    def claims(self) -> pd.DataFrame:
-        """Gather the notebooks' ``scores/claims_*.csv`` into ``scores/claims.csv``."""
-        paths = sorted(self.folder.glob("scores/claims_*.csv"))
-        parts = {path.stem[7:]: read_table(path) for path in paths}
-        parts = {number: table for number, table in parts.items() if table is not None}
-        require(
-            len(parts) > 0, "claims", f"none in {self.folder}", "notebooks 03 to 06 to have run"
-        )
-        table = pd.concat(parts)
-        first = ["notebook", "claim", "dataset", "model", "unit", "ratio", "against"]
-        last = ["mean", "low", "high", "verdict"]
-        table = table.rename_axis(["notebook", None]).reset_index("notebook")
-        return self.keep(table.reindex(columns=first + last).reset_index(drop=True), "claims")
-
-    def figure(self, name: str, picture: Figure, about: str, **settings) -> Figure:
-        """Write a picture to ``figures/<name>.png`` and ``.svg`` of the run, and return it.
-
-        ``<name>.json`` says which run made it: the experiment's settings, others, and versions.
-        """
-        place = self.folder / "figures"
-        place.mkdir(parents=True, exist_ok=True)
-        settings |= {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
-        settings |= {"out": self.folder.name, "data": bool(self.data)}  # no paths of this machine
-        made = {"figure": name, "about": about, "run": settings}
-        versions = {name: version(name) for name in ("torch", "matplotlib")}
-        made["versions"] = {"stepkit": __version__} | versions
-        text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
-        with matplotlib.rc_context({"svg.hashsalt": "stepkit"}):  # the same picture, the same bytes
-            for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
-                save = functools.partial(picture.savefig, format=kind, metadata=facts)
-                write_whole(place / f"{name}.{kind}", save)
-        write_whole(place / f"{name}.json", lambda path: Path(path).write_text(text, "utf-8"))
-        return picture
-
-    def retrained(
-        self,
-        methods: dict[str, dict],
-        models: list[str],
-        datasets: list[str],
-        counts: dict[str, int],
-        recipe: Recipe,
-        **options,
-    ) -> pd.DataFrame:
-        """Retrain on what each method keeps or removes (Fig. 8); kept as ``scores/retrained.csv``.
+    def retrained(self, counts: dict[str, int], recipe: Recipe, **options) -> pd.DataFrame:
+        """Retrain on what each method keeps or removes (Fig. 8); kept as ``retrained.csv``.
 
         ``counts`` says how many clips of ``"train"``, ``"val"`` and ``"test"`` are explained and
         used, of all classes in turn, fewer where a part is smaller. Beside the methods stands
@@ -479,31 +281,40 @@ class Experiment:
         ``model``.
         """
         tables = []
-        for dataset, model in itertools.product(datasets, models):
-            sets = {split: self.dataset(dataset, split, n) for split, n in counts.items()}
-            classes = len(sets["train"].classes)
-            sets = {split: _Drawn(all_, counts[split], self.seed) for split, all_ in sets.items()}
-            parts = {split: batch(clips) for split, clips in sets.items()}
-            network = self.fit(model, dataset)[0]
-            maps = {"evidence": {split: evidence_map(part) for split, part in parts.items()}}
-            if not any(part.evidence.any() for part in parts.values()):
-                maps = {}
-            where = {"out": self.folder / "maps", "model_name": model, "batch_size": 48}
-            where |= {"seed": self.seed, "progress": self.progress}
-            for method, own in methods.items():
-                maps[method] = {
-                    split: sweep.explain(method, network, clips, **where, **own)["maps"]
-                    for split, clips in sets.items()
-                }
-            device = device_of(network, "cpu")
-            fresh = functools.partial(_fresh, model, classes, device)
-            folder = self.folder / "retrained" / dataset / model
+        for dataset, model in product(self.datasets, self.models):
+            network, drawn, parts = self.network(model, dataset), {}, {}
+            for split, n in counts.items():
+                whole = self.dataset(dataset, split, n)
+                drawn[split] = Drawn(whole, n, self.seed, dataset)
+                parts[split] = batch(drawn[split])
+            maps = {}
+            if any(part.evidence.any() for part in parts.values()):
+                maps["evidence"] = {split: evidence_map(part) for split, part in parts.items()}
+            for name, (run, own) in self.methods.items():
+                where = name, run, model, network
+                found = {s: self._explain(*where, drawn[s], batch_size=48, **own) for s in drawn}
+                maps[name] = {split: of_part["maps"] for split, of_part in found.items()}
+            new = functools.partial(_fresh, model, len(whole.classes), device_of(network, "cpu"))
+            place = self.folder / "retrained" / dataset / model
             known = {"progress": self.progress} | options
-            table = metrics.retrain(fresh, parts, maps, folder, recipe, **known)
+            table = metrics.retrain(new, parts, maps, place, recipe, **known)
             tables.append(table.assign(dataset=dataset, model=model))
         return self.keep(pd.concat(tables, ignore_index=True), "retrained")
 
-    def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Write a table to ``scores/<name>.csv`` of the run, and return it."""
-        write_table(self.folder / "scores" / f"{name}.csv", table)
-        return table
+
+def _fresh(model: str, classes: int, device, seed: int) -> nn.Module:
+    return load_model(model, classes, seed=seed).to(device)
+
+
+def _folder(name: str, run) -> str:
+    """Return the folder of a method's maps; ``"step@one frame"`` for options with a name."""
+    return file_name(f"{run}@{name}" if isinstance(run, str) and name != run else name)
+
+
+def _with_options(given) -> dict[str, tuple]:
+    """Return methods or metrics by name, each a name or a function and its options."""
+    found = {}
+    for name, value in by_name(given).items():
+        pair = (name, dict(value)) if isinstance(value, Mapping) else value
+        found[name] = pair if isinstance(pair, tuple) else (pair, {})
+    return found

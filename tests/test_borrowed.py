@@ -14,7 +14,6 @@ from torch import nn
 import stepkit as sk
 from stepkit import _memory, panels
 from stepkit.data import Synthetic, batch
-from stepkit.study import Experiment
 from stepkit.training import evaluate
 
 DATA = Synthetic("object", n=4, frames=4, size=24)
@@ -47,17 +46,11 @@ def curve(model, clips, targets):
     sk.insertion(model, clips, maps, targets, unit="patch", patch=12, steps=2)
 
 
-def watched(model, clips, targets):
-    run = Experiment(clips=4, frames=4, size=24)
-    run._models["own", "object"] = model, None, None
-    run.watch("own", "object", clips)
-
-
 FEW = {"iterations": 2, "areas": (0.2,)}
 CALLS = {
     "step": lambda *given: sk.step(*given, **FEW),
     "insertion": curve,
-    "watch": watched,
+    "watch": sk.metrics.watch,
     "panels": lambda model, clips, targets: panels.probabilities(model, clips[2]),
     "evaluate": lambda model, clips, targets: evaluate(model, DATA),
 } | {

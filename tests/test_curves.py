@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from stepkit import removal
-from stepkit.metrics import METRICS, auc, auc_metrics, curves, deletion, insertion
+from stepkit.data import Batch
+from stepkit.metrics import METRICS, auc, curves, deletion, insertion
 
 OPERATIONS = {"insertion": insertion, "deletion": deletion}
 SIZE = (3, 6, 8)  # T, H, W
@@ -386,7 +387,7 @@ def test_superpixels_that_tie_keep_their_order(per, value):
     assert ranks.tolist() == list(range(int(labels.max()) + 1))
 
 
-# ------------------------------------------------------------------------------- several at once
+# ---------------------------------------------------------------------------------- both at once
 
 
 TRIED = 3  # clips that a new model is tried with: one, and it beside another
@@ -406,148 +407,76 @@ class Recorder(Sensor):
 
 
 @pytest.fixture
-def several(problem):
+def shown(problem):
     _, clips, maps, targets = problem
-    return clips, {"a": maps, "b": noise(2, *SIZE, seed=2), "c": maps.clone()}, targets
+    return Batch(clips, torch.tensor(targets), ["a", "b"], [[], []], None), maps
 
 
-@pytest.mark.parametrize("unit", [{"patch": 2}, {"unit": "pixel"}, {"unit": "superpixel"}])
-def test_all_metrics_of_all_methods_equal_each_by_itself(several, unit):
-    clips, maps, targets = several
-    found = auc_metrics(Sensor(), clips, maps, targets, METRICS, steps=7, **unit)
-    assert list(found) == list(METRICS)
-    for name, (operation, order) in METRICS.items():
-        assert list(found[name]) == ["a", "b", "c"]
-        for method, of_method in maps.items():
-            alone = OPERATIONS[operation](
-                Sensor(), clips, of_method, targets, order=order, steps=7, **unit
-            )
-            for part in ("curve", "auc", "share"):
-                together = getattr(found[name][method], part)
-                torch.testing.assert_close(together, getattr(alone, part), rtol=0, atol=1e-6)
+UNIT = [{"patch": 2}, {"unit": "pixel"}, {"unit": "superpixel", "segments": 9}]
 
 
-def test_names_of_table_2():
-    assert METRICS["cm_insertion"] == ("insertion", "morf")
-    assert METRICS["cm_deletion"] == METRICS["aopc_morf"] == ("deletion", "morf")
-    assert METRICS["aopc_lerf"] == ("deletion", "lerf")
+@pytest.mark.parametrize("unit", UNIT)
+def test_the_metric_is_insertion_and_deletion(shown, unit):
+    batch, maps = shown
+    words = {"steps": 7, "baseline": "blur", "rule": "trapezoid", **unit}
+    found = METRICS["auc"].run(Sensor(), batch, maps, **words)
+    for name, operation in OPERATIONS.items():
+        alone = operation(Sensor(), batch.clips, maps, batch.targets, **words)
+        assert found[name].equal(alone.auc)
+        assert found[f"{name} curve"].equal(alone.curve)
+    assert list(found) == ["insertion", "insertion curve", "deletion", "deletion curve"]
+    with pytest.raises(ValueError, match=r"^option: got 'stepps'"):
+        METRICS["auc"].run(Sensor(), batch, maps, stepps=3)
 
 
-def test_mean_drop_that_aopc_is_named_after_follows_from_the_auc(several):
-    found = auc_metrics(Sensor(), *several, ["aopc_morf"], steps=9)["aopc_morf"]["a"]
+def test_superpixels_are_cut_once_for_all_methods_and_both_curves(shown, monkeypatch):
+    batch, maps = shown
+    cut, calls = curves.superpixels, []
+    monkeypatch.setattr(curves, "superpixels", lambda *given: calls.append(given) or cut(*given))
+    words = {"unit": "superpixel", "segments": 9, "steps": 3}
+    for given in (maps, -maps):
+        METRICS["auc"].run(Sensor(), batch, given, **words)
+    assert len(calls) == len(batch.clips)
+    METRICS["auc"].run(Sensor(), batch, maps, **words | {"segments": 6})
+    assert len(calls) == 2 * len(batch.clips)
+
+
+def test_mean_drop_that_aopc_is_named_after_follows_from_the_auc(problem):
+    found = deletion(*problem, steps=9)
     for n in range(2):
         drops = [(found.curve[n, 0] - phi).item() for phi in found.curve[n]]
         aopc = 9 / 10 * (found.curve[n, 0] - found.auc[n]).item()
         assert sum(drops) / 10 == pytest.approx(aopc, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("names", "per_map"),
-    [
-        (["cm_insertion"], 1),
-        (["cm_insertion", "aopc_lerf"], 1),  # the one is the other, read backwards
-        (["cm_deletion", "aopc_morf", "insertion_lerf"], 1),
-        (["cm_insertion", "cm_deletion"], 2),
-        (list(METRICS), 2),
-    ],
-)
-@pytest.mark.parametrize("methods", ["a", "ab", "abc"])
-def test_forward_passes_that_coincide_are_run_once(several, names, per_map, methods):
-    clips, maps, targets = several
-    model, L = Recorder(), 7
-    maps = {name: maps[name] for name in methods}
-    # blurred, what stands for a removed clip is its own: no two clips share a picture
-    words = {"steps": L, "batch_size": 5, "patch": 2, "baseline": "blur"}
-    auc_metrics(model, clips, maps, targets, names, **words)
-    different = len(set(methods) - {"c"})  # c has the maps of a
-    between = different * per_map * (L - 1)
-    assert len(model.seen) == TRIED + 2 * (2 + between)  # two clips and their end points
-    pictures = {x.numpy().tobytes() for x in model.seen[TRIED:]}
-    assert len(pictures) == len(model.seen) - TRIED
-
-
-def test_steps_that_add_no_unit_cost_no_forward_pass(scene):
-    _, clips, maps, targets = scene
-    model = Recorder(LARGE)
-    found = insertion(model, clips, maps, targets, unit="superpixel", segments=20, steps=500)
-    units = [len(reference.superpixels(clip, 20, "frame")) for clip in clips]
-    assert len(model.seen) == TRIED + sum(U + 1 for U in units)
-    assert found.curve.shape == (2, 501)
-
-
-def test_parts_that_two_maps_share_are_run_once(problem):
+@pytest.mark.parametrize("unit", UNIT)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_step_is_shown_once_and_the_end_points_exactly(problem, operation, unit):
     _, clips, maps, targets = problem
-    top = torch.zeros_like(maps)
-    top[:, 0] = 2 + noise(2, *SIZE[1:], seed=3).clamp(-1, 1)
-    later = top.clone()
-    later[:, 1] += 0.5 + maps[:, 1].sigmoid() / 2  # ranked after the first frame, in both maps
     model = Recorder()
-    both = {"top": top, "later": later}
-    auc_metrics(model, clips, both, targets, ["cm_insertion"], unit="pixel", steps=6)
-    # the first third is the same; then "top" has ties, in raster order, and "later" has not
-    assert len(model.seen) == TRIED + 2 * (7 + 1)
-
-
-@pytest.mark.parametrize("unit", [{"patch": 2}, {"unit": "superpixel", "segments": 9}])
-def test_end_points_are_shown_exactly_and_once(several, unit):
-    clips, maps, targets = several
-    model = Recorder()
-    auc_metrics(model, clips, maps, targets, METRICS, steps=5, baseline="blur", **unit)
+    OPERATIONS[operation](model, clips, maps, targets, steps=5, baseline="blur", **unit)
+    assert len(model.seen) == TRIED + 2 * 6
     for whole, empty in zip(clips, removal.named("blur").nothing(clips), strict=True):
         for end in (whole, empty):
             assert sum(shown.equal(end) for shown in model.seen[TRIED:]) == 1
 
 
-@pytest.mark.parametrize("baseline", ["fade", "blur"])
-def test_end_points_of_all_curves_are_exactly_those_of_the_model(several, baseline):
-    clips, maps, targets = several
-    found = auc_metrics(
-        Sensor(), clips, maps, targets, METRICS, steps=5, baseline=baseline, batch_size=1
-    )
-    for name, (operation, _) in METRICS.items():
-        for curve in found[name].values():
-            for n in range(2):
-                whole, empty = (
-                    Sensor()(x[n : n + 1]).softmax(1)[0, targets[n]].item()
-                    for x in (clips, removal.named(baseline).nothing(clips))
-                )
-                ends = [empty, whole] if operation == "insertion" else [whole, empty]
-                assert curve.curve[n, [0, -1]].tolist() == ends
+def test_more_steps_than_superpixels_repeat_some(scene):
+    model, clips, maps, targets = scene
+    found = insertion(model, clips, maps, targets, unit="superpixel", segments=20, steps=500)
+    units = [len(reference.superpixels(clip, 20, "frame")) for clip in clips]
+    assert [len(curve.unique_consecutive()) for curve in found.curve] == [U + 1 for U in units]
+    assert found.curve.shape == (2, 501)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 1000])
-def test_batches_are_full_and_do_not_change_the_result(several, batch_size):
+def test_batches_are_full(problem, batch_size):
+    _, *rest = problem
     model = Recorder()
-    found = auc_metrics(model, *several, batch_size=batch_size, steps=9)
-    jobs = len(model.seen) - TRIED
-    full, rest = divmod(jobs, batch_size)
-    assert model.batches[2 + (batch_size == 1) :] == [batch_size] * full + [rest] * (
-        rest > 0
-    )  # clips share batches
-    expected = auc_metrics(Sensor(), *several, batch_size=7, steps=9)
-    for name, of_name in expected.items():
-        for method, curve in of_name.items():
-            again = found[name][method]
-            torch.testing.assert_close(again.curve, curve.curve, rtol=0, atol=1e-6)
-            torch.testing.assert_close(again.auc, curve.auc, rtol=0, atol=1e-6)
-
-
-def test_methods_do_not_depend_on_each_other(several):
-    clips, maps, targets = several
-    one = auc_metrics(Sensor(), clips, {"b": maps["b"]}, targets, ["cm_insertion"], steps=9)
-    three = auc_metrics(Sensor(), clips, maps, targets, ["cm_insertion"], steps=9)
-    alone, together = (found["cm_insertion"]["b"].curve for found in (one, three))
-    torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
-
-
-def test_each_of_several_clips_has_its_own_target(several):
-    clips, maps, _ = several
-    both = auc_metrics(Sensor(), clips, maps, [3, 1], steps=4)
-    for n, target in enumerate((3, 1)):
-        same = auc_metrics(Sensor(), clips, maps, target, steps=4)
-        for name in both:
-            curve, expected = (found[name]["b"].curve[n] for found in (both, same))
-            torch.testing.assert_close(curve, expected, rtol=0, atol=1e-6)
+    insertion(model, *rest, batch_size=batch_size, steps=9)
+    full, left = divmod(2 * 10, batch_size)
+    expected = [batch_size] * full + [left] * (left > 0)
+    assert model.batches[2 + (batch_size == 1) :] == expected  # clips share batches
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -620,26 +549,6 @@ def test_a_wrong_argument_is_refused_by_name(problem, change, argument):
     given = {"clips": clips, "maps": maps, "targets": targets, "steps": 4, **change}
     with pytest.raises(ValueError, match=f"^{argument}: got"):
         insertion(model, **given)
-
-
-@pytest.mark.parametrize(
-    ("change", "argument"),
-    [
-        ({"names": ["insertion"]}, "names"),
-        ({"names": []}, "names"),
-        ({"names": "cm_insertion"}, "names"),  # would be read letter by letter
-        ({"maps": {}}, "maps"),
-        ({"maps": noise(2, *SIZE)}, "maps"),
-        ({"maps": {"a": noise(2, *SIZE), "b": noise(2, 3, 6, 7)}}, r"maps\['b'\]"),
-        ({"maps": {"a": torch.full((2, *SIZE), float("inf"))}}, r"maps\['a'\]"),
-        ({"order": "lerf"}, "option"),  # the name says it
-    ],
-)
-def test_a_wrong_argument_of_several_is_refused_by_name(several, change, argument):
-    clips, maps, targets = several
-    given = {"clips": clips, "maps": maps, "targets": targets, **change}
-    with pytest.raises(ValueError, match=f"^{argument}: got"):
-        auc_metrics(Sensor(), **given)
 
 
 def test_auc_refuses_a_rule_that_it_does_not_know():

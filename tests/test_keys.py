@@ -22,7 +22,7 @@ from stepkit import _files, _keys, attribution, removal, sweep, training
 from stepkit.attribution import METHODS
 from stepkit.data import Synthetic
 from stepkit.models import scores
-from stepkit.study import Experiment
+from stepkit.study import Study
 from stepkit.training import QUICK, describe, train
 
 ROOT = Path(_keys.__file__).parents[1]
@@ -422,16 +422,18 @@ def test_recursion_is_named_and_endless_lists_are_refused():
 
 
 def test_curves_of_other_baselines_of_one_name_are_made_anew(tmp_path):
-    run = Experiment(str(tmp_path), clips=2, frames=3, size=24)
-    run._models["net", "object"] = sk.load_model("r2plus1d_narrow", 6), None, None
-    given = {"random": {}}, "net", "object"
+    network = sk.load_model("r2plus1d_narrow", 6)
+    study = Study(network, "object", out=str(tmp_path), clips=2, frames=3, size=24)
     grey = removal.Removal("black", removal.constant((0.5, 0.5, 0.5)).ladder)
-    first = run.curves(*given, steps=3, baseline="black")["random"]["insertion"]
-    second = run.curves(*given, steps=3, baseline=grey)["random"]["insertion"]
+
+    def scored(baseline):
+        return study.measure("auc", "random", steps=3, baseline=baseline)["insertion curve"]
+
+    first, second = scored("black"), scored(grey)
     assert not torch.equal(first, second)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("curves/**/*.safetensors")}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("measured/**/*.safetensors")}
     assert len(before) == 2  # neither in the other's way
-    assert run.curves(*given, steps=3, baseline="black")["random"]["insertion"].equal(first)
+    assert scored("black").equal(first)
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -604,26 +606,24 @@ def test_a_damaged_shipped_checkpoint_is_named_and_left_out(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "not text"])
 def test_a_damaged_table_is_named_and_left_out(tmp_path, harm):
-    run = Experiment(str(tmp_path))
+    study = Study(out=str(tmp_path))
     table = sk.stats.pd.DataFrame({"claim": ["c", "d"], "mean": [0.25, 1.5], "verdict": "holds"})
-    run.keep(table, "claims_03")
-    run.keep(table, "claims_04")
-    assert len(run.claims()) == 4
-    path = tmp_path / "scores" / "claims_03.csv"
+    study.keep(table, "claims_03")
+    study.keep(table, "claims_04")
+    assert len(study.claims()) == 4
+    path = tmp_path / "scores" / study.key / "claims_03.csv"
     whole = path.read_bytes()
     harms = {"cut": whole[:-8], "flip": flip(whole, -9), "empty": b"", "not text": b"\xff" + whole}
     path.write_bytes(harms[harm])
     with pytest.warns(UserWarning, match=r"claims_03\.csv: damaged"):
-        assert run.claims()["notebook"].tolist() == ["04", "04"]
+        assert study.claims()["notebook"].tolist() == ["04", "04"]
     with (
-        pytest.raises(
-            ValueError, match=r"table: got a damaged .*claims_03\.csv, expected the note"
-        ),
+        pytest.raises(ValueError, match=r"kept: got a damaged .*claims_03\.csv, expected the note"),
         pytest.warns(UserWarning, match="damaged"),
     ):
-        run.table("claims_03")
-    run.keep(table, "claims_03")
-    assert len(run.claims()) == 4
+        study.kept("claims_03")
+    study.keep(table, "claims_03")
+    assert len(study.claims()) == 4
 
 
 def test_a_text_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from stepkit import _files, training
 from stepkit.__main__ import main
 from stepkit.data import load_dataset
 from stepkit.reproduce import ROOT, plan, read_profile
-from stepkit.study import UNPERTURBED, Experiment
+from stepkit.study import UNPERTURBED, Study
 from stepkit.training import PAPER, fit, quick
 
 DATASETS = ["ucf101-24", "epic-object", "something-v2"]
@@ -68,9 +68,10 @@ def test_the_papers_recipe_starts_from_torchvisions_weights(
 
     monkeypatch.setattr(training, "train", stop)
     given = {"data": str(data), "frames": 4, "size": 32, "device": "cpu"}
-    run = Experiment(str(tmp_path), like="paper", weights={model: weights}, **given)
+    recipe = {"like": "paper", "weights": {model: weights}}
+    study = Study(out=str(tmp_path), recipe=recipe, **given)
     with pytest.raises(StoppedError):
-        run.fit(model, "ucf101-24")
+        study.fit(model, "ucf101-24")
     found = started["network"].state_dict()
     kept = [key for key in found if key.removeprefix("cnn.") in published and "fc." not in key]
     assert len(kept) > 100
@@ -113,11 +114,17 @@ def test_the_quick_recipe_starts_from_a_checkpoint_that_travels():
 
 def test_by_the_papers_recipe_no_model_saw_removal(data, tmp_path):
     given = {"data": str(data), "frames": 4, "size": 32, "device": "cpu"}
-    run = Experiment(str(tmp_path), like="paper", epochs=1, batch_size=6, **given)
-    twin = run.fit("r2plus1d_narrow" + UNPERTURBED, "ucf101-24")
-    assert twin is run.fit("r2plus1d_narrow", "ucf101-24")
-    with pytest.raises(ValueError, match="like: "):
-        Experiment(str(tmp_path), like="papers", **given).fit("r2plus1d_narrow", "ucf101-24")
+    recipe = {"like": "paper", "epochs": 1, "batch_size": 6}
+    study = Study(out=str(tmp_path), recipe=recipe, **given)
+    twin = study.fit("r2plus1d_narrow" + UNPERTURBED, "ucf101-24")
+    assert twin is study.fit("r2plus1d_narrow", "ucf101-24")
+    for recipe, argument in (({"like": "papers"}, "like"), ({"epoch": 3}, "recipe")):
+        with pytest.raises(ValueError, match=f"^{argument}: got"):
+            Study(recipe=recipe, **given).fit("r2plus1d_narrow", "ucf101-24")
+
+
+def _scores(folder, name):
+    return next(folder.glob(f"scores/*/{name}.csv"))
 
 
 @pytest.mark.timeout(900)
@@ -132,19 +139,19 @@ def test_a_run_to_its_end_on_tiny_copies_of_all_three_datasets(data, tmp_path):
 
     folder = tmp_path / "runs" / "paper"
     assert len(list((folder / "notebooks").glob("0?_*.ipynb"))) == 8
-    scores = pd.read_csv(folder / "scores" / "auc.csv", dtype={"clip": str})
+    scores = pd.read_csv(_scores(folder, "auc"), dtype={"clip": str})
     assert scores["dataset"].unique().tolist() == DATASETS
     for name, part in scores.groupby("dataset"):
         test = load_dataset(name, "test", frames=4, size=32, data=str(data))
         classes = [test.targets[test.ids.index(clip)] for clip in part["clip"].unique()]
         assert sorted(classes) == [0, 1, 2]  # three clips, one of each class
-    hits = pd.read_csv(folder / "scores" / "located.csv").groupby("dataset")["hit"].count()
+    hits = pd.read_csv(_scores(folder, "located")).groupby("dataset")["hit"].count()
     assert (hits[DATASETS[:2]] > 0).all()
     assert hits["something-v2"] == 0  # no boxes, and no notebook minds
     (trained,) = folder.glob("models/r2plus1d_narrow_ucf101-24/*/model.safetensors")
     made = json.loads(_files.read(trained)[0])
     assert (made["optimiser"], made["clips_per_video"]) == ("sgd", 3)
-    retrained = pd.read_csv(folder / "scores" / "retrained.csv")
+    retrained = pd.read_csv(_scores(folder, "retrained"))
     assert retrained["dataset"].unique().tolist() == ["ucf101-24"]
     assert set(retrained["method"]) == {"evidence", "random", "gradient", "step"}
     assert "claims" in (folder / "report.html").read_text("utf-8")

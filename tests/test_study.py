@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import stepkit as sk
-from stepkit import metrics
+from stepkit import metrics, stats
 from stepkit.data.sample import balanced
-from stepkit.study import PAPER_METHODS, Experiment, evidence_map, options
+from stepkit.study import PAPER_METHODS, Study, evidence_map, options
 from stepkit.training import QUICK
 
 DATASET, MODEL = "appearance", "r2plus1d_narrow"
@@ -20,8 +20,8 @@ CHEAP = {"random": {}, "gradient": {}, "grad_cam": {}}
 
 
 @pytest.fixture
-def run(tmp_path):
-    return Experiment(str(tmp_path), clips=2)
+def study(tmp_path):
+    return Study([MODEL], [DATASET], CHEAP, ["auc", "located"], str(tmp_path), clips=2)
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def nothing_new(monkeypatch):
 
     def forbid():
         monkeypatch.setattr(sk.sweep, "_make", lambda *a: pytest.fail("explained again"))
-        monkeypatch.setattr(metrics, "auc_metrics", lambda *a, **k: pytest.fail("scored again"))
+        for part in (metrics.curves, "_watch"), (metrics.pointing, "_pointed"):
+            monkeypatch.setattr(*part, lambda *a, **k: pytest.fail("scored again"))
 
     return forbid
 
@@ -78,117 +79,175 @@ def test_batch_maps_scores_and_sweep_are_of_the_same_clips_of_all_classes(tmp_pa
             for t in range(3):
                 noise = np.random.default_rng((i, t)).integers(0, 256, (24, 24, 3), np.uint8)
                 Image.fromarray(noise).save(folder / f"{t}.png")
-    data = {"data": str(tmp_path / "clips"), "frames": 3, "size": 24}
-    run = Experiment(str(tmp_path / "run"), clips=6, **data)
-    untrained = sk.load_model(MODEL, 3)
-    run._models[MODEL, "folder"] = untrained, None, None
-    shown = run.batch("folder")
+    untrained, data = sk.load_model(MODEL, 3), {"data": str(tmp_path / "clips"), "frames": 3}
+    study = Study({MODEL: untrained}, ["folder"], out=str(tmp_path), clips=6, size=24, **data)
+    shown = study.batch()
     assert shown.targets.bincount().tolist() == [2, 2, 2]
-    maps = run.explain("gradient", MODEL, "folder")["maps"]
+    maps = study.maps("gradient")["maps"]
     expected = sk.attribute("gradient", untrained, shown.clips, shown.targets)
     torch.testing.assert_close(maps, expected)
-    assert run.located({"gradient": {}}, [MODEL], ["folder"])["clip"].tolist() == shown.ids
+    assert study.score("located", methods=["gradient"])["clip"].tolist() == shown.ids
 
 
-def test_curves_are_those_of_the_library_and_found_again(run, nothing_new):
+# --------------------------------------------------------------------------------- scores, tables
+
+
+def test_scores_are_those_of_the_library_and_found_again(study, nothing_new):
     words = {"unit": "patch", "steps": 4, "patch": 12}
-    found = run.curves(CHEAP, MODEL, DATASET, **words)
-    shown, network = run.batch(DATASET), run.fit(MODEL, DATASET)[0]
-    maps = run.explain("grad_cam", MODEL, DATASET)["maps"]
+    found = study.measure("auc", "grad_cam", **words)
+    shown, network = study.batch(), study.network()
+    maps = study.maps("grad_cam")["maps"]
     for kind, function in (("insertion", sk.insertion), ("deletion", sk.deletion)):
         expected = function(
-            network, shown.clips, maps, shown.targets, baseline=run.mean_colour(DATASET), **words
+            network, shown.clips, maps, shown.targets, baseline=study.mean_colour(), **words
         )
-        torch.testing.assert_close(found["grad_cam"][kind], expected.curve, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[f"{kind} curve"], expected.curve, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[kind], expected.auc, rtol=0, atol=1e-5)
     nothing_new()
-    again = run.curves(CHEAP, MODEL, DATASET, **words)
-    assert all(again[m][kind].equal(found[m][kind]) for m in CHEAP for kind in found[m])
+    again = study.measure("auc", "grad_cam", **words)
+    assert all(again[name].equal(found[name]) for name in found)
 
 
-def test_curves_of_other_settings_are_made_anew(run):
-    first = run.curves({"gradient": {}}, MODEL, DATASET, steps=4, patch=12)
-    longer = run.curves({"gradient": {}}, MODEL, DATASET, steps=8, patch=12)
-    assert (first["gradient"]["insertion"].shape[1], longer["gradient"]["insertion"].shape[1]) == (
-        5,
-        9,
-    )
+def test_scores_of_other_settings_are_made_anew(study):
+    first, longer = (study.measure("auc", "gradient", steps=n, patch=12) for n in (4, 8))
+    assert first["insertion curve"].shape[1] == 5
+    assert longer["insertion curve"].shape[1] == 9
 
 
-def test_a_row_of_scores_per_dataset_model_unit_method_and_clip(run):
-    table = run.auc(CHEAP, [MODEL], [DATASET], ("patch", "superpixel"), steps=3, patch=12)
+def test_a_row_of_scores_per_dataset_model_option_method_and_clip(study):
+    words = {"over": {"unit": ["patch", "superpixel"]}, "steps": 3, "patch": 12}
+    table = study.score("auc", **words)
     columns = {"dataset", "model", "unit", "method", "clip", "insertion", "deletion"}
     assert set(table) == columns
     assert len(table) == 2 * 3 * 2
     assert table[["insertion", "deletion"]].stack().between(0, 1).all()
-    assert (run.folder / "scores" / "auc.csv").is_file()
+    by = ["dataset", "model", "unit", "method"]
+    found = study.table("auc", "deletion", **words)
+    pd.testing.assert_frame_equal(found, stats.intervals(table, "deletion", by))
+    assert len(study.kept("auc")) == len(table)
 
 
-def test_located_scores_are_those_of_the_library(run):
-    table = run.located(CHEAP, [MODEL], [DATASET]).set_index(["method", "clip"])
-    shown = run.batch(DATASET)
-    maps = run.explain("grad_cam", MODEL, DATASET)["maps"]
+def test_options_of_methods_and_metrics_belong_to_the_study(tmp_path):
+    methods = {"random": {}, "few": ("smoothgrad", {"samples": 2})}
+    auc = {"auc": {"steps": 3, "baseline": "fade"}}
+    study = Study([MODEL], [DATASET], methods, auc, str(tmp_path), clips=2)
+    shown, network = study.batch(), study.network()
+    maps = study.maps("few")["maps"]
+    seeds = [sk.sweep.clip_seed(0, clip_id) for clip_id in shown.ids]
+    given = network, shown.clips, shown.targets
+    torch.testing.assert_close(maps, sk.attribute("smoothgrad", *given, samples=2, seed=seeds))
+    table = study.score().set_index("method")
+    expected = sk.insertion(network, shown.clips, maps, shown.targets, steps=3).auc
+    assert table.loc["few", "insertion"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert study.maps("few", samples=1)["maps"].ne(maps).any()
+
+
+def test_located_scores_are_those_of_the_library(study):
+    table = study.score("located").set_index(["method", "clip"])
+    shown, maps = study.batch(), study.maps("grad_cam")["maps"]
     ours = table.loc["grad_cam"].loc[shown.ids]
     assert ours["mass"].tolist() == pytest.approx(
         metrics.relevance_mass(maps, shown.masks).tolist()
     )
     assert ours["iou"].tolist() == pytest.approx(metrics.iou(maps, shown.masks).tolist())
-    hits = metrics.pointing_game(maps, shown.boxes).by_clip
-    assert ours["hit"].tolist() == pytest.approx(hits.tolist())
+    found = metrics.pointing_game(maps, shown.boxes)
+    assert ours["hit"].tolist() == pytest.approx(found.by_clip.tolist())
+    assert ours["boxed"].tolist() == found.boxed.float().mean(1).tolist()
 
 
-def test_the_smallest_mask_beside_the_whole_clip(run):
-    table = run.smallest_masks([MODEL], [DATASET], {"preset": "fast", "iterations": 12})
+def test_the_smallest_mask_beside_the_whole_clip(study):
+    step = {"step": {"preset": "fast", "iterations": 12}}
+    table = study.score("smallest_mask", methods=step)
     assert len(table) == 2
     assert (table["higher"] == (table["Φ smallest mask"] > table["Φ clip"])).all()
     assert table[["on evidence", "chance"]].stack().between(0, 1).all()
+    phi = study.maps(step)["probabilities"][:, 0]
+    assert table["Φ smallest mask"].tolist() == pytest.approx(phi.tolist(), abs=1e-4)
+    with pytest.raises(ValueError, match="smallest_mask: what gradient finds: got 'masks'"):
+        study.score("smallest_mask", methods=["gradient"])
 
 
-def test_a_gallery_has_what_each_method_cost_or_why_it_refused(run, nothing_new):
-    wanted = {"gradient": {}, "cam": {}}
-    maps, table = run.gallery(wanted, "r50l_narrow", DATASET, i=1)
+def test_a_gallery_has_what_each_method_cost_or_why_it_refused(tmp_path, nothing_new):
+    where = "r50l_narrow", DATASET
+    study = Study(*where, ["gradient", "cam"], out=str(tmp_path), clips=2)
+    maps, table = study.gallery(*where, i=1)
     assert list(maps) == [next(name for name in maps if name.startswith("Gradient\n"))]
     assert table.loc["gradient", "backward"] == 1
     assert table.loc["cam", "refused"].startswith("cam: ")
     nothing_new()
-    again, _ = run.gallery({"gradient": {}}, "r50l_narrow", DATASET, i=1)
+    again, _ = Study(*where, ["gradient"], out=str(tmp_path), clips=2).gallery(*where, i=1)
     assert all(again[name].equal(maps[name]) for name in maps)
 
 
-def test_sets_of_options_with_a_name_are_kept_apart(run, nothing_new):
-    few = {"iterations": 2, "areas": (0.1,)}
-    first = run.explain("step", MODEL, DATASET, **few)
-    other = run.explain("step@one frame", MODEL, DATASET, kernel_length=1, **few)
+def test_sets_of_options_with_a_name_are_kept_apart(study, nothing_new):
+    usual, other = {"smoothgrad": {"samples": 2}}, {"more": ("smoothgrad", {"samples": 3})}
+    first, second = (study.maps(each)["maps"] for each in (usual, other))
+    assert not first.equal(second)
+    places = {path.parent.name for path in study.folder.glob("maps/**/*.safetensors")}
+    assert places == {"smoothgrad", "smoothgrad@more"}
     nothing_new()
-    assert run.explain("step", MODEL, DATASET, **few)["maps"].equal(first["maps"])
-    again = run.explain("step@one frame", MODEL, DATASET, kernel_length=1, **few)
-    assert again["maps"].equal(other["maps"])
+    assert study.maps(usual)["maps"].equal(first)
+    assert study.maps(other)["maps"].equal(second)
 
 
-def test_the_clip_to_draw_has_a_box_in_every_frame(run, monkeypatch):
-    assert run.example(DATASET) == 1
+# -------------------------------------------------------------------------------- runs, their files
+
+
+def test_runs_with_other_settings_are_not_in_each_others_way(tmp_path):
+    made, read = [], []
+    for clips in (2, 3):
+        study = Study([MODEL], [DATASET], ["random"], out=str(tmp_path), clips=clips)
+        made.append(study.score("located"))
+        study.figure("one", sk.show(torch.zeros(3, 2, 16, 16)), "nothing")
+    for clips in (2, 3):
+        study = Study([MODEL], [DATASET], ["random"], out=str(tmp_path), clips=clips)
+        read.append(study.kept("located"))
+        settings = json.loads((tmp_path / "scores" / study.key / "settings.json").read_text())
+        assert settings["clips"] == clips
+        assert (tmp_path / "figures" / study.key / "one.png").is_file()
+    assert [len(table) for table in read] == [len(table) for table in made] == [2, 3]
+    other = Study([MODEL], [DATASET], ["gradient"], out=str(tmp_path), clips=2)
+    with pytest.raises(ValueError, match=r"kept: got no .*located\.csv"):
+        other.kept("located")
+    assert len(other.kept("located", any_settings=True)) == 3  # the newest
+
+
+def test_what_changes_no_result_is_no_setting(tmp_path):
+    def key(**given):
+        return Study([MODEL], [DATASET], **given).key
+
+    assert key(out=str(tmp_path), progress=True, device="cpu") == key()
+    network = sk.load_model(MODEL, 6)
+    keys = {key(), key(seed=1), key(methods=["step"]), key(methods={"step": {"preset": "fast"}})}
+    keys |= {Study({"a": network}).key, Study({"a": sk.load_model(MODEL, 6, seed=1)}).key}
+    assert len(keys) == 6
+
+
+def test_the_clip_to_draw_has_a_box_in_every_frame(study, monkeypatch):
+    assert study.example() == 1
     box, none = torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.zeros(0, 4)
     for boxes, expected in (
         ([[], [box, none], [box, box], [none, none], [box, box]], 4),
         ([[], [box, none], [box, box]], 0),
         ([[], []], 0),
     ):
-        given = replace(run.batch(DATASET), boxes=boxes)
-        monkeypatch.setattr(run, "batch", lambda _, given=given: given)
-        assert run.example(DATASET) == expected
+        given = replace(study.batch(), boxes=boxes)
+        monkeypatch.setattr(study, "batch", lambda _, given=given: given)
+        assert study.example() == expected
         monkeypatch.undo()
 
 
 def test_retraining_is_that_of_the_library_and_knows_the_evidence(tmp_path):
-    run = Experiment(str(tmp_path), frames=4, size=32, clips=12)
+    study = Study(MODEL, DATASET, "random", out=str(tmp_path), frames=4, size=32, clips=12)
     recipe = replace(QUICK, epochs=1, removal_share=0.0)
     counts = {"train": 12, "val": 6, "test": 6}
-    trials = run.retrained({"random": {}}, [MODEL], [DATASET], counts, recipe, ratios=(0.1,))
+    trials = study.retrained(counts, recipe, ratios=(0.1,))
     assert trials.groupby("method", sort=False).size().to_dict() == {"evidence": 6, "random": 6}
-    assert run.table("retrained")["correct"].tolist() == trials["correct"].tolist()
+    assert study.kept("retrained")["correct"].tolist() == trials["correct"].tolist()
 
 
-def test_the_map_of_the_evidence_ranks_its_pixels_first_and_then_what_is_near(run):
-    shown = run.batch(DATASET)
+def test_the_map_of_the_evidence_ranks_its_pixels_first_and_then_what_is_near(study):
+    shown = study.batch()
     ideal = evidence_map(shown)
     assert (ideal[shown.masks] == 1).all()
     assert ideal[~shown.masks].max() < 1
@@ -196,37 +255,41 @@ def test_the_map_of_the_evidence_ranks_its_pixels_first_and_then_what_is_near(ru
     assert ideal[near].min() > ideal[:, :, 0, 0].max()
 
 
-def test_a_sweep_makes_what_explain_then_finds(run, nothing_new):
-    table = run.sweep({"gradient": {}}, [MODEL], [DATASET], "threads")
-    assert table["status"].tolist() == ["done"] * 2
-    assert table["clip"].tolist() == run.batch(DATASET).ids
+def test_a_sweep_makes_what_maps_then_finds(study, nothing_new):
+    table = study.sweep("threads", {"gradient": {}, "few": ("smoothgrad", {"samples": 2})})
+    assert table["status"].tolist() == ["done"] * 4
+    assert table["clip"].tolist() == study.batch().ids * 2
     nothing_new()
-    assert len(run.explain("gradient", MODEL, DATASET)["maps"]) == 2
+    assert len(study.maps("gradient")["maps"]) == 2
+    assert len(study.maps({"few": ("smoothgrad", {"samples": 2})})["maps"]) == 2
 
 
-def test_a_figure_is_written_twice_alike_and_says_what_made_it(run):
+def test_a_figure_is_written_twice_alike_and_says_what_made_it(study):
     names = [f"one.{kind}" for kind in ("json", "png", "svg")]
     written = []
     for _ in range(2):
-        run.figure("one", sk.show(torch.zeros(3, 2, 16, 16)), "nothing", preset="fast")
-        written.append([(run.folder / "figures" / name).read_bytes() for name in names])
+        study.figure("one", sk.show(torch.zeros(3, 2, 16, 16)), "nothing")
+        place = study.folder / "figures" / study.key
+        written.append([(place / name).read_bytes() for name in names])
     assert written[0] == written[1]
     made = json.loads(written[0][0])
     assert made["about"] == "nothing"
-    assert made["run"]["preset"] == "fast"
+    assert made["run"]["methods"] == list(CHEAP)
     assert made["run"]["clips"] == 2
-    assert str(run.folder) not in written[0][0].decode()
+    assert str(study.folder) not in written[0][0].decode()
 
 
-def test_claims_of_all_notebooks_in_one_table(run):
+def test_claims_of_all_notebooks_in_one_table(study):
     with pytest.raises(ValueError, match="notebooks 03 to 06"):
-        run.claims()
+        study.claims()
     rows = {"claim": ["c"], "mean": [1.0], "low": [0.5], "high": [1.5], "verdict": ["holds"]}
-    run.keep(pd.DataFrame(rows), "claims_04")
-    run.keep(pd.DataFrame(rows).assign(dataset="d"), "claims_03")
-    found = run.claims()
+    other = replace(study, seed=1)
+    study.keep(pd.DataFrame(rows), "claims_04")
+    other.keep(pd.DataFrame(rows).assign(dataset="d"), "claims_03")
+    other.keep(pd.DataFrame(rows).assign(dataset="e"), "claims_04")
+    found = study.claims()
     assert found["notebook"].tolist() == ["03", "04"]
-    assert found["verdict"].tolist() == ["holds", "holds"]
-    assert len(run.table("claims")) == 2
-    with pytest.raises(ValueError, match=r"table: got no .*none\.csv"):
-        run.table("none")
+    assert found["dataset"].isna().tolist() == [False, True]  # its own, where there is one
+    assert len(study.kept("claims")) == 2
+    with pytest.raises(ValueError, match=r"kept: got no .*none\.csv"):
+        study.kept("none")

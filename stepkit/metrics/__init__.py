@@ -1,8 +1,11 @@
-"""Metrics of attribution."""
+"""Metrics of attribution: each a function, known by name where `metric` stands above it."""
 
-from stepkit.metrics.curves import METRICS, Curve, auc, auc_metrics, deletion, insertion, perturbed
+from stepkit.metrics._metric import METRICS, Metric, metric
+from stepkit.metrics.curves import Curve, auc, deletion, insertion, perturbed
+from stepkit.metrics.masks import watch
 from stepkit.metrics.pointing import Pointing, iou, pointing_game, relevance_mass
 from stepkit.metrics.reliability import (
+    LOWER_IS_BETTER,
     Reliability,
     agreement,
     alpha_difference,
@@ -14,18 +17,20 @@ from stepkit.metrics.reliability import (
 from stepkit.metrics.retraining import RATIOS, perturb, retrain
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "METRICS",
     "RATIOS",
     "Curve",
+    "Metric",
     "Pointing",
     "Reliability",
     "agreement",
     "alpha_difference",
     "auc",
-    "auc_metrics",
     "deletion",
     "insertion",
     "iou",
+    "metric",
     "perturb",
     "perturbed",
     "pointing_game",
@@ -35,4 +40,5 @@ __all__ = [
     "reliability_gap",
     "reliability_table",
     "retrain",
+    "watch",
 ]

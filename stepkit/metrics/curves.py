@@ -13,19 +13,19 @@ deletion, MoRF    all but the p(l) highest  CM (Deletion), AOPC (MoRF)
 insertion, LeRF   all but the p(L−l) …
 ================  ========================  ==========================
 
-where p(l) = ⌊l·U/L⌋ for a clip of U units.
+where p(l) = ⌊l·U/L⌋ for a clip of U units. The AUC is that of Φ_c, for AOPC as well; the mean drop
+that AOPC is named after, (1/(L+1))·Σ_{l=0..L} Φ_c(X) − Φ_c(X̃^(l)), is L/(L+1)·(Φ_c(X) − AUC).
 """
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
-from itertools import count, islice, product
+from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from tqdm.auto import tqdm
 
 from stepkit import removal as removals
@@ -33,21 +33,14 @@ from stepkit._checks import clips as check_clips
 from stepkit._checks import one_of, require, tensor, warn
 from stepkit._checks import targets as check_targets
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
+from stepkit.data import Batch
+from stepkit.metrics._metric import metric
 from stepkit.models import check_model, device_of, frozen
 from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score
 from stepkit.removal import Removal
 
-METRICS = {  # name: operation, order
-    "insertion_morf": ("insertion", "morf"),
-    "insertion_lerf": ("insertion", "lerf"),
-    "deletion_morf": ("deletion", "morf"),
-    "deletion_lerf": ("deletion", "lerf"),
-    "cm_insertion": ("insertion", "morf"),  # causal metric; from here on Table II's names
-    "cm_deletion": ("deletion", "morf"),
-    "aopc_morf": ("deletion", "morf"),
-    "aopc_lerf": ("deletion", "lerf"),
-}
+_CUT = WeakIdKeyDictionary()  # the units of a batch, which all its methods and both curves share
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,7 +131,7 @@ def insertion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options)
     >>> insertion(model, clips, clips.abs().mean(1), [0, 1], steps=4).curve.shape
     torch.Size([2, 5])
     """
-    return _one("insertion", model, clips, maps, targets, options)
+    return _curve("insertion", model, clips, maps, targets, **_known(options))
 
 
 def deletion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options) -> Curve:
@@ -146,60 +139,25 @@ def deletion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options) 
 
     Arguments, returns and errors as for `insertion`. Deletion with MoRF is AOPC (MoRF).
     """
-    return _one("deletion", model, clips, maps, targets, options)
+    return _curve("deletion", model, clips, maps, targets, **_known(options))
 
 
-def auc_metrics(
-    model: nn.Module,
-    clips: Tensor,
-    maps: dict[str, Tensor],
-    targets,
-    names: Sequence[str] = ("cm_insertion", "cm_deletion"),
-    **options,
-) -> dict[str, dict[str, Curve]]:
-    """Score several methods by several metrics (Table II); clips that coincide are watched once.
+@metric("auc", label="insertion and deletion AUC", lower_is_better=("deletion",), baseline=True)
+def auc_of_both(model: nn.Module, batch: Batch, maps: Tensor, **options) -> dict[str, Tensor]:
+    """Return the AUC of insertion and of deletion, (N,) each, and their curves (N, L+1).
 
-    End points, steps that add no unit, metrics and methods that show the network the same clip
-    share the forward pass.
-
-    Parameters
-    ----------
-    model, clips, targets, **options
-        As for `insertion`, but for ``order``.
-    maps : dict of str to Tensor
-        The attributions (N, T, H, W) of each method.
-    names : sequence of str
-        Of `METRICS`: ``"insertion_morf"`` and so on, or the names of Table II: ``"cm_insertion"``,
-        ``"cm_deletion"``, ``"aopc_morf"``, ``"aopc_lerf"``. The AUC is that of Φ_c, for AOPC as
-        well; the mean drop that AOPC is named after, (1/(L+1))·Σ_{l=0..L} Φ_c(X) − Φ_c(X̃^(l)), is
-        L/(L+1)·(Φ_c(X) − AUC).
-
-    Returns
-    -------
-    dict of dict of Curve
-        By metric, then by method. Errors as for `insertion`.
-
-    Examples
-    --------
-    >>> from stepkit.networks import load_model
-    >>> model = load_model("r2plus1d_narrow", num_classes=6)
-    >>> clips = torch.randn(2, 3, 8, 48, 48)
-    >>> maps = {"random": torch.rand(2, 8, 48, 48), "energy": clips.square().mean(1)}
-    >>> scores = auc_metrics(model, clips, maps, [0, 1], steps=4)
-    >>> scores["cm_deletion"]["energy"].auc.shape
-    torch.Size([2])
+    ``options`` are those of `insertion`.
     """
-    _check_options(options)
-    named = isinstance(maps, dict) and len(maps) > 0
-    require(named, "maps", f"a {type(maps).__name__} (or none)", "a dict of maps by method")
-    listed = not isinstance(names, str) and len(names) > 0
-    require(listed, "names", repr(names), "a list of metrics")
-    for name in names:
-        one_of("names", name, METRICS)
-    labelled = {f"maps[{method!r}]": given for method, given in maps.items()}
-    found = _perturb(model, clips, labelled, targets, [METRICS[name] for name in names], **options)
-    methods = [dict(zip(maps, curves, strict=True)) for curves in found]
-    return dict(zip(names, methods, strict=True))
+    cut = {name: options[name] for name in _CUTS if name in options}
+    known, key = _CUT.setdefault(batch, {}), tuple(sorted(cut.items()))
+    if key not in known:
+        known[key] = _units(batch.clips, **cut)
+    given = model, batch.clips, maps, batch.targets
+    found = {}
+    for operation in ("insertion", "deletion"):
+        curve = _curve(operation, *given, units=known[key], **_known(options))
+        found |= {operation: curve.auc, f"{operation} curve": curve.curve}
+    return found
 
 
 def perturbed(
@@ -218,8 +176,7 @@ def perturbed(
     """
     one_of("operation", operation, ("insertion", "deletion"))
     require(0 <= share <= 1, "share", share, "between 0 and 1")
-    side = _patch(clip.shape[1:]) if patch is None else patch
-    labels = patches(clip.shape[1:], side)
+    (labels,) = _units(clip[None], patch=patch)
     ranks = unit_ranks(values.cpu(), labels)
     first = (ranks < share * len(ranks))[labels].to(clip.device)
     empty = removals.named(baseline).nothing(clip[None])[0]
@@ -234,38 +191,22 @@ def auc(curve: Tensor, rule: str = "mean") -> Tensor:
     return torch.trapezoid(curve, dx=1 / (curve.shape[-1] - 1))
 
 
-def _one(operation: str, model, clips, maps, targets, options: dict) -> Curve:
-    _check_options(options, ["order"])
-    order = options.pop("order", "morf")
-    one_of("order", order, ("morf", "lerf"))
-    return _perturb(model, clips, {"maps": maps}, targets, [(operation, order)], **options)[0][0]
-
-
-def _check_options(options: dict, more: Sequence[str] = ()) -> None:
-    parameters = inspect.signature(_perturb).parameters.values()
-    known = [*more, *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+def _known(options: dict) -> dict:
+    parameters = inspect.signature(_curve).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "units"]
     for name in options:
         one_of("option", name, known)
+    return options
 
 
-def filled(options: dict) -> dict:
-    """Return all options of `auc_metrics` that curves depend on, defaults as well."""
-    _check_options(options)
-    parameters = inspect.signature(_perturb).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | options
-    score = known["score"]
-    known |= {"score": named_score(score) if isinstance(score, str) else score}
-    known |= {"baseline": removals.named(known["baseline"])}
-    return {name: value for name, value in known.items() if name not in ("batch_size", "progress")}
-
-
-def _perturb(
+def _curve(
+    operation: str,
     model: nn.Module,
     clips: Tensor,
-    maps: dict[str, Tensor],
+    maps: Tensor,
     targets,
-    metrics: list[tuple[str, str]],
     *,
+    order: str = "morf",
     unit: str = "patch",
     patch: int | None = None,
     segments: int | None = None,
@@ -277,74 +218,58 @@ def _perturb(
     score: Score | str | Read = PROBABILITY,
     batch_size: int = 32,
     progress: bool = False,
-) -> list[list[Curve]]:
-    """Return the curves of each (operation, order), for each of the maps (by name in errors)."""
-    one_of("unit", unit, ("patch", "pixel", "superpixel"))
-    one_of("segments_per", segments_per, ("frame", "clip"))
+    units: list[Tensor] | None = None,
+) -> Curve:
+    one_of("order", order, ("morf", "lerf"))
     one_of("rank_by", rank_by, ("mean", "sum"))
     one_of("rule", rule, ("mean", "trapezoid"))
-    check_clips(clips)
-    frames = clips.shape[:1] + clips.shape[2:]  # (N, T, H, W)
-    for name, given in maps.items():
-        tensor(name, given, "(N, T, H, W)")
-        fits = given.shape == frames
-        require(fits, name, f"shape {tuple(given.shape)}", f"the clips' {tuple(frames)}")
-        flat = (given.amax((1, 2, 3)) == given.amin((1, 2, 3))).nonzero()[:, 0].tolist()
-        if flat and given[0].numel() > 1:
-            warn(f"{name}: of clips {flat} the same everywhere; their units go in raster order")
+    _check_maps(clips, maps)
     require(isinstance(steps, int) and steps >= 1, "steps", steps, "at least one")
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
-    patch = _patch(frames[1:]) if patch is None else patch
-    squares = patches(frames[1:], 1 if unit == "pixel" else patch)
-    if unit == "superpixel":
-        segments = int(squares[0].max()) + 1 if segments is None else segments
-    else:
-        steps = min(steps, int(squares.max()) + 1)
-
-    def cut(clip):
-        return superpixels(clip, segments, segments_per) if unit == "superpixel" else squares
-
+    units = units or _units(clips, unit, patch, segments, segments_per)
+    if unit != "superpixel":  # their number differs from clip to clip
+        steps = min(steps, int(units[0].max()) + 1)
     device = device_of(model, clips.device)
     with frozen(model), torch.no_grad():
-        index = torch.empty(len(metrics), len(maps), len(clips), steps + 1, dtype=torch.long)
         clips = clips.clone() if clips.is_inference() else clips
         targets, score = check_targets(targets, len(clips), device), named_score(score)
         check_model(model, clips[:1].to(device), targets, score, together=batch_size)
-        rank, nothing = partial(unit_ranks, rank_by=rank_by), removals.named(baseline).nothing
-        shown = _shown(clips, maps.values(), targets, metrics, cut, rank, nothing, index)
-        most = index.numel()
-        bar = tqdm(shown, desc="curves", total=most, disable=not progress, leave=False)
-        phi = _watch(model, bar, batch_size, score).to(clips.device)
+        alone = (operation == "insertion") == (order == "morf")  # else: all but the highest
+        given = zip(clips, maps, units, strict=True)
+        shown = _shown(given, rank_by, removals.named(baseline), steps, alone, device)
+        shown = zip(shown, targets.repeat_interleave(steps + 1), strict=True)
+        total = len(clips) * (steps + 1)
+        bar = tqdm(shown, operation, total, disable=not progress, leave=False)
+        phi = _watch(model, bar, batch_size, score).view(len(clips), -1).to(clips.device)
     require(bool(torch.isfinite(phi).all()), "model", "NaN on a perturbed clip", "finite logits")
-    share = torch.arange(steps + 1) / steps
-    return [[Curve(auc(curve, rule), curve, share) for curve in of_map] for of_map in phi[index]]
+    phi = phi if order == "morf" else phi.flip(1)
+    return Curve(auc(phi, rule), phi, torch.arange(steps + 1) / steps)
 
 
-def _shown(clips, maps, targets, metrics, cut, rank, nothing, index) -> Iterator:
-    """Yield every perturbed clip (3, T, H, W) with its target, but none twice.
+def _check_maps(clips: Tensor, maps: Tensor) -> None:
+    check_clips(clips)
+    tensor("maps", maps, "(N, T, H, W)")
+    frames = clips.shape[:1] + clips.shape[2:]
+    require(
+        maps.shape == frames, "maps", f"shape {tuple(maps.shape)}", f"the clips' {tuple(frames)}"
+    )
+    flat = (maps.amax((1, 2, 3)) == maps.amin((1, 2, 3))).nonzero()[:, 0].tolist()
+    if flat and maps[0].numel() > 1:
+        warn(f"maps: of clips {flat} the same everywhere; their units go in raster order")
 
-    Fills ``index`` (metrics, M, N, L+1): which of them each point of each curve is.
-    """
-    device, L, number = targets.device, index.shape[3] - 1, count()
-    for n in range(len(clips)):
-        clip, labels = clips[n].to(device), cut(clips[n])
-        empty, places = nothing(clip[None])[0], labels.to(device)
-        ranks = [rank(given[n].cpu(), labels) for given in maps]
-        known = {}  # by a digest of the units that are present: pixels are many
-        for (m, ranked), (i, metric) in product(enumerate(ranks), enumerate(metrics)):
-            operation, order = metric
-            alone = (operation == "insertion") == (order == "morf")  # else: all but the highest
-            for step in range(L + 1):
-                present = (ranked < step * len(ranked) // L) == alone  # (U,)
-                key = blake2b(np.packbits(present.numpy())).digest()
-                if key not in known:
-                    known[key] = next(number)
-                    yield torch.where(present.to(device)[places], clip, empty), targets[n]
-                index[i, m, n, step if order == "morf" else L - step] = known[key]
+
+def _shown(clips: Iterable, rank_by, removal: Removal, L: int, alone: bool, device) -> Iterator:
+    """Yield each clip (3, T, H, W) with its p(l) highest units ``alone``, or without them."""
+    for clip, values, labels in clips:
+        clip = clip.to(device)
+        empty, ranks = removal.nothing(clip[None])[0], unit_ranks(values.cpu(), labels, rank_by)
+        places = ranks[labels].to(device)
+        for step in range(L + 1):
+            yield torch.where((places < step * len(ranks) // L) == alone, clip, empty)
 
 
 def _watch(model: nn.Module, shown: Iterable, batch_size: int, score: Score) -> Tensor:
-    """Return Φ_c of each (clip, target); a batch may mix clips, methods and metrics."""
+    """Return Φ_c of each (clip, target); a batch may mix clips."""
     shown, phi = iter(shown), []
     while batch := tuple(islice(shown, batch_size)):
         clips, targets = map(torch.stack, zip(*batch, strict=True))
@@ -352,9 +277,27 @@ def _watch(model: nn.Module, shown: Iterable, batch_size: int, score: Score) -> 
     return torch.cat(phi)
 
 
-def _patch(size: Sequence[int]) -> int:
-    """Return the side of the paper's patch, 7 pixels at 112, for frames of another size."""
-    return max(1, round(7 * min(size[1:]) / 112))
+def _units(
+    clips: Tensor,
+    unit: str = "patch",
+    patch: int | None = None,
+    segments: int | None = None,
+    segments_per: str = "frame",
+) -> list[Tensor]:
+    """Number the units of each clip, int64 (T, H, W)."""
+    one_of("unit", unit, ("patch", "pixel", "superpixel"))
+    one_of("segments_per", segments_per, ("frame", "clip"))
+    size = check_clips(clips).shape[2:]
+    if patch is None:  # the paper's, 7 pixels at 112
+        patch = max(1, round(7 * min(size[1:]) / 112))
+    squares = patches(size, 1 if unit == "pixel" else patch)
+    if unit != "superpixel":
+        return [squares] * len(clips)
+    segments = int(squares[0].max()) + 1 if segments is None else segments
+    return [superpixels(clip, segments, segments_per) for clip in clips]
+
+
+_CUTS = tuple(inspect.signature(_units).parameters)[1:]
 
 
 def patches(size: Sequence[int], side: int) -> Tensor:

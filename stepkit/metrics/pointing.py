@@ -4,15 +4,16 @@ Boxes: the pointing game. Pixel masks, where they are known: share of the releva
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stepkit._checks import one_of, require, tensor
+from stepkit._checks import one_of, require, tensor, warn
+from stepkit.data import Batch
+from stepkit.metrics._metric import metric
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,36 @@ def pointing_game(
     >>> found.hits.tolist(), found.rate, found.unboxed
     ([[True, False]], 1.0, 0.5)
     """
+    found = _pointed(maps, boxes, radius, shape)
+    if not found.counted.any():
+        why = "the maps are flat wherever there is one" if found.boxed.any() else "no frame has one"
+        warn(f"pointing_game: of boxes, {why}; the rate is NaN")
+    return found
+
+
+@metric("located", label="pointing game, share and overlap of the evidence")
+def located(
+    model: nn.Module,
+    batch: Batch,
+    maps: Tensor,
+    *,
+    radius: float | None = None,
+    shape: str = "circle",
+) -> dict[str, Tensor]:
+    """Score maps by the pointing game (Table VI) and by the pixels of the evidence, (N,) each.
+
+    ``hit``: share of the frames that count, NaN for a clip without box; ``boxed``, ``flat``: shares
+    of the frames that have a box, and where the map points nowhere; ``mass``, ``iou``: see
+    `relevance_mass` and `iou`. Where only boxes are known, all their pixels are evidence. The
+    options are those of `pointing_game`; the model is not asked.
+    """
+    found = _pointed(maps, batch.boxes, radius, shape)
+    shares = {name: getattr(found, name).float().mean(1) for name in ("boxed", "flat")}
+    masses = {"mass": relevance_mass(maps, batch.evidence), "iou": iou(maps, batch.evidence)}
+    return {"hit": found.by_clip} | shares | masses
+
+
+def _pointed(maps: Tensor, boxes, radius: float | None, shape: str) -> Pointing:
     one_of("shape", shape, ("circle", "square"))
     tensor("maps", maps, "(N, T, H, W)")
     N, T, H, W = maps.shape
@@ -153,11 +184,7 @@ def pointing_game(
     met = apart.square().sum(1) <= radius**2 if shape == "circle" else apart.amax(1) <= radius
     hits = torch.zeros(N * T, dtype=torch.bool)
     hits[frame[met]] = True
-    found = Pointing(hits.view(N, T) & ~flat, (counts > 0).view(N, T), flat)
-    if not found.counted.any():
-        why = "the maps are flat wherever there is one" if found.boxed.any() else "no frame has one"
-        warnings.warn(f"pointing_game: of boxes, {why}; the rate is NaN", stacklevel=2)
-    return found
+    return Pointing(hits.view(N, T) & ~flat, (counts > 0).view(N, T), flat)
 
 
 def _gathered(boxes, N: int, T: int) -> tuple[Tensor, Tensor]:

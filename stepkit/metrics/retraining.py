@@ -137,9 +137,10 @@ def perturb(
     require(maps.shape == clips[:, 0].shape, "maps", tuple(maps.shape), tuple(clips[:, 0].shape))
     require(0 < ratio < 1, "ratio", ratio, "a share between 0 and 1")
     one_of("operation", operation, ("keep", "remove"))
-    flat = maps.flatten(1)
-    highest = flat.argsort(dim=1, descending=True, stable=True)[:, : round(ratio * flat.shape[1])]
-    marked = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, highest, True).view_as(maps)
+    ranks = (
+        maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)
+    )
+    marked = ranks < round(ratio * maps[0].numel())
     empty = removals.named(removal).nothing(clips)
     return torch.where((marked == (operation == "keep"))[:, None], clips, empty)
 
