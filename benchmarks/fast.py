@@ -13,6 +13,7 @@ interval, that is, where the interval does not end below zero.
 import argparse
 import shutil
 import time
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -21,13 +22,13 @@ from common import difference, record, row
 import stepkit as sk
 from stepkit.attribution import PRESETS
 from stepkit.models import precision_of
-from stepkit.study import Experiment
+from stepkit.study import Study
 
-SLOW, FAST, FIFTH = "step@default", "step@fast", "step@fifth"
+SLOW, FAST, FIFTH = "default", "fast", "fifth"
 VARIANTS = {
-    SLOW: {"preset": "default"},
-    FAST: {"preset": "fast"},
-    FIFTH: {"preset": "default", "iterations": 240, "reward": "log"},
+    SLOW: ("step", {"preset": "default"}),
+    FAST: ("step", {"preset": "fast"}),
+    FIFTH: ("step", {"preset": "default", "iterations": 240, "reward": "log"}),
 }
 QUICKER = {FAST: "(c) ", FIFTH: "(c) a fifth: "}  # what their rows begin with
 
@@ -38,19 +39,20 @@ def roughness(masks: torch.Tensor) -> torch.Tensor:
     return torch.stack(steps).mean(0)
 
 
-def quality(run: Experiment, model: str, dataset: str, removal: str) -> pd.DataFrame:
+def quality(study: Study, model: str, dataset: str, removal: str) -> pd.DataFrame:
     """Return one row per variant and clip, a column per measure; more is better in all."""
-    variants = {name: kw | {"removal": removal} for name, kw in VARIANTS.items()}
+    variants = {name: (run, kw | {"removal": removal}) for name, (run, kw) in VARIANTS.items()}
+    where = {"models": [model], "datasets": [dataset], "methods": variants}
     tables = []
     for unit in ("patch", "superpixel"):
-        scores = run.auc(variants, [model], [dataset], [unit], steps=16, name=f"auc_{unit}")
+        scores = study.score("auc", unit=unit, steps=16, name=f"auc_{unit}", **where)
         scores = scores.set_index(["method", "clip"])["insertion"]
         tables.append(scores.rename(f"insertion AUC, {unit}"))
-    located = run.located(variants, [model], [dataset]).set_index(["method", "clip"])
+    located = study.score("located", **where).set_index(["method", "clip"])
     tables.append(located["hit"].rename("pointing"))
-    for name, kw in variants.items():
-        found = run.explain(name, model, dataset, **kw)
-        index = pd.MultiIndex.from_product([[name], run.batch(dataset).ids])
+    for name, variant in variants.items():
+        found = study.maps({name: variant}, model, dataset)
+        index = pd.MultiIndex.from_product([[name], study.batch(dataset).ids])
         for a, area in enumerate((0.05, 0.10, 0.15, 0.20)):
             phi = pd.Series(found["probabilities"][:, a].numpy(), index)
             tables.append(phi.rename(f"probability at {area:.0%}"))
@@ -70,8 +72,9 @@ def compared(table: pd.DataFrame, where: str) -> list[dict]:
     ]
 
 
-def iterations(kw: dict) -> int:
+def iterations(variant: tuple) -> int:
     """Return how many a variant takes."""
+    _, kw = variant
     return kw.get("iterations", PRESETS[kw["preset"]].iterations)
 
 
@@ -85,7 +88,7 @@ def whole_clip(size: int, frames: int) -> list[dict]:
     rows = []
     for name, what in ((FAST, "fast"), (FIFTH, "a fifth of the iterations")):
         start = time.perf_counter()
-        sk.step(model, clip, 1, **VARIANTS[name])
+        sk.step(model, clip, 1, **VARIANTS[name][1])
         taken = time.perf_counter() - start
         rows.append(row(f"(b)x(c) a clip by {what}", case, taken, "s", "<= 240"))
     return rows
@@ -99,16 +102,16 @@ def main():
     asked = parser.parse_args()
     cells = [(m, d) for d in ("appearance", "object", "motion") for m in ("r2plus1d_narrow",)]
     cells.append(("r50l_narrow", "appearance"))
-    run = Experiment(asked.out, clips=asked.clips, progress=True)
-    places = [(run, model, dataset, "blur") for model, dataset in cells]
+    study = Study(out=asked.out, clips=asked.clips, progress=True)
+    places = [(study, model, dataset, "blur") for model, dataset in cells]
     if asked.data:  # as in params/ucf101-clips.yaml
-        real = {"data": asked.data, "parts": True, "epochs": 40, "batch_size": 12}
-        real = Experiment(asked.out, 16, 64, asked.clips, progress=True, **real)
+        real = {"data": asked.data, "parts": True, "recipe": {"epochs": 40, "batch_size": 12}}
+        real = replace(study, frames=16, size=64, **real)
         places.insert(1, (real, "r2plus1d_narrow", "ucf101-24", "fade"))
     rows = []
-    for run, model, dataset, removal in places:
+    for study, model, dataset, removal in places:
         where = f"{dataset}, {model}"
-        rows += compared(quality(run, model, dataset, removal), where)
+        rows += compared(quality(study, model, dataset, removal), where)
     for name, what in ((FAST, "fast"), (FIFTH, "a fifth")):
         share = iterations(VARIANTS[name]) / iterations(VARIANTS[SLOW])
         rows.append(row(f"(c) iterations of {what} / 1200", "", share, "ratio", "<= 0.2"))

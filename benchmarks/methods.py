@@ -108,9 +108,9 @@ def curve_pair(model, clips, maps, targets, steps):
         return torch.stack(found)
 
     def ours(network):
-        names = ("cm_insertion", "cm_deletion")
         given = {"unit": "pixel", "steps": steps, "batch_size": 32}
-        return metrics.auc_metrics(network, clips, {"map": maps}, targets, names, **given)
+        both = metrics.insertion, metrics.deletion
+        return [curve(network, clips, maps, targets, **given) for curve in both]
 
     return loop, ours
 
@@ -168,8 +168,7 @@ def main():
         rows.append(row(f"{what}, prepared", case, best, "ratio", goal))
     with torch.no_grad():
         loop, ours = cases["curves, 32 steps"]
-        found = ours(raw)
-        curves = [found[name]["map"].curve for name in ("cm_insertion", "cm_deletion")]
+        curves = [found.curve for found in ours(raw)]
         gap = (loop() - torch.stack(curves, 1).flatten()).abs().max()
     rows.append(row("curves: largest difference", case, float(gap)))
     for case, calls in {"1x112x112": frame_of_xrai(), "16x112x112": clip_of_xrai()}.items():

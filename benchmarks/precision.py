@@ -12,7 +12,7 @@ import torch
 from common import difference, record, row
 
 import stepkit as sk
-from stepkit.study import Experiment
+from stepkit.study import Study
 
 CELLS = [("r2plus1d_narrow", d) for d in ("appearance", "object", "motion")]
 CELLS += [("r50l_narrow", "appearance")]
@@ -24,9 +24,9 @@ def correlations(a: torch.Tensor, b: torch.Tensor) -> list[float]:
     return [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs]
 
 
-def compared(run: Experiment, name: str, dataset: str) -> list[dict]:
+def compared(study: Study, name: str, dataset: str) -> list[dict]:
     """Return how much the maps of a dataset correlate, and how far their scores are apart."""
-    raw, batch = run.fit(name, dataset)[0], run.batch(dataset)
+    raw, batch = study.network(name, dataset), study.batch(dataset)
     models = {"float32": sk.prepare(raw), "bfloat16": sk.prepare(raw, "bfloat16")}
     found, scores = {}, {}
     for kind, model in models.items():
@@ -48,8 +48,8 @@ def main():
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--out", default="runs/benchmarks")
     asked = parser.parse_args()
-    run = Experiment(asked.out, clips=asked.clips)
-    record("precision", [one for cell in CELLS for one in compared(run, *cell)])
+    study = Study(out=asked.out, clips=asked.clips)
+    record("precision", [one for cell in CELLS for one in compared(study, *cell)])
 
 
 if __name__ == "__main__":

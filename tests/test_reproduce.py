@@ -216,7 +216,7 @@ def test_parameters_come_with_their_defaults(root):
     assert list(parameters(path)) == ["out", "data", "seed", "rate", "areas", "fast"]
 
 
-MADE = [("figures", "fig.svg"), ("scores", "claims_03.csv")]
+MADE = [("figures/key", "fig.svg"), ("scores/key", "claims_03.csv")]
 CLAIM = "claim,mean,low,high,verdict\nSTEP leads,0.1,0.0,0.2,undecided\n"
 
 
@@ -433,7 +433,7 @@ def test_the_command_line_itself_imports_nothing_heavy():
 
 def test_claims_of_profiles_stand_side_by_side_and_are_replaced(tmp_path):
     for profile, verdict in (("quick", "holds"), ("gpu", "undecided"), ("quick", "does not hold")):
-        scores = tmp_path / profile / "scores"
+        scores = tmp_path / profile / "scores" / "key"
         scores.mkdir(parents=True, exist_ok=True)
         row = f"STEP leads,motion,narrow,0.1,0,0.2,{verdict}"
         (scores / "claims_05.csv").write_text(f"claim,dataset,model,mean,low,high,verdict\n{row}\n")

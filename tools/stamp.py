@@ -14,7 +14,7 @@ from stepkit._files import write_tensors
 from stepkit.data import Synthetic
 from stepkit.training import WEIGHTS, Recipe, recipe_of
 
-VALIDATION = 120  # clips; `stepkit.study.Experiment.dataset`
+VALIDATION = 120  # clips; `stepkit.study.Study.dataset`
 
 
 def stamp(path) -> None:

@@ -23,7 +23,7 @@ from stepkit._notebook import write_notebook, write_text
 from stepkit.published import claims as authors_claims
 from stepkit.report import plain
 from stepkit.reproduce import QUICK, ROOT, find_notebooks, numbers_of
-from stepkit.study import Experiment
+from stepkit.study import Study
 
 
 def store_run(folder: Path, profile: str, only=(), root: Path = ROOT) -> str:
@@ -33,26 +33,27 @@ def store_run(folder: Path, profile: str, only=(), root: Path = ROOT) -> str:
     for notebook in chosen if profile == QUICK else ():
         names = {folder: f"runs/{profile}", root: "."}
         store(folder / "notebooks" / notebook.name, notebook, names)
-    kept = keep(folder, "figures/*", root / "figures" / own)
-    kept += keep(folder, "scores/*.csv", root / "results" / own) if own else 0
+    kept = keep(folder, "figures/*/*", root / "figures" / own)
+    kept += keep(folder, "scores/*/*.csv", root / "results" / own) if own else 0
     claims = keep_claims(folder, profile, root / "results" / "claims.csv")
     return f"{len(chosen)} notebooks, {kept} files, {claims} claims"
 
 
 def keep(folder: Path, pattern: str, place: Path) -> int:
-    """Copy files of a run to where they are tracked; return how many."""
-    files = sorted(folder.glob(pattern))
-    for file in files:
+    """Copy files of a run to where they are tracked, of each name the newest; return how many."""
+    ordered = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    files = {file.name: file for file in ordered}
+    for name, file in files.items():
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place / file.name)
+        shutil.copyfile(file, place / name)
     return len(files)
 
 
 def keep_claims(folder: Path, profile: str, path: Path) -> int:
     """Put a run's claims into the table of all runs, in place of its earlier ones; count them."""
-    if not any(folder.glob("scores/claims_*.csv")):
+    if not any(folder.glob("scores/*/claims_*.csv")):
         return 0
-    claims = Experiment(str(folder)).claims()
+    claims = Study(out=str(folder)).claims()
     claims.insert(0, "profile", profile)
     tables = [claims]
     known = read_table(path, notebook=str)
