@@ -23,14 +23,16 @@ from stepkit import data, metrics, models, removal, stats, sweep, training, viz
 from stepkit.attribution import attribute, method, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import load_dataset
-from stepkit.metrics import deletion, insertion, pointing_game, reliability
+from stepkit.metrics import deletion, insertion, metric, pointing_game, reliability
 from stepkit.models import scores
 from stepkit.models.wrapped import wrap
 from stepkit.networks import load_model
 from stepkit.prepare import prepare
+from stepkit.study import Study
 from stepkit.viz import save_video, show
 
 __all__ = [
+    "Study",
     "attribute",
     "data",
     "deletion",
@@ -40,6 +42,7 @@ __all__ = [
     "load_model",
     "method",
     "methods",
+    "metric",
     "metrics",
     "models",
     "plots",

@@ -325,7 +325,7 @@ def voila(folder, browser):
 
 def test_voila_shows_it_without_code(voila, tmp_path):
     complete(voila)
-    assert not any(code.is_visible() for code in voila.get_by_text("Experiment(out").all())
+    assert not any(code.is_visible() for code in voila.get_by_text("sk.Study(").all())
     shoot(voila, "voila", 1280, 1600, tmp_path)
     # Grad-CAM's layer has one time step for these two frames: its mask stands still
     moving = "clip", "overlay", "kept", "A mask", "inserted"
