@@ -54,7 +54,7 @@ def beside(ours: pd.DataFrame, name: str, column: str) -> pd.Series:
     """
     wanted = ours.index.to_frame(index=False)
     wanted["dataset"] = wanted["dataset"].replace(STANDS_FOR)
-    ours = wanted["model"].str.startswith(("r2plus1d", "r50l"))  # else the reader's own
-    wanted["model"] = wanted["model"].mask(ours, wanted["model"].str.split("_").str[0])
+    known = wanted["model"].str.startswith(("r2plus1d", "r50l"))  # else the reader's own
+    wanted["model"] = wanted["model"].mask(known, wanted["model"].str.split("_").str[0])
     found = wanted.merge(table(name), "left", [c for c in table(name) if c in wanted])
     return pd.Series(found[column].to_numpy(), ours.index, name="paper")
