@@ -4,8 +4,7 @@
 
 All that asks a network is done by one thread beside the kernel's, so that the controls stay alive
 and two computations never change one model. What it found is kept as *facts*; every redraw shows
-the facts that are there and asks for those that are missing. Frames are encoded when a choice
-changes: moving in time only swaps bytes, so nothing flickers.
+the facts that are there and asks for those that are missing.
 """
 
 import html
@@ -13,24 +12,27 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import ipywidgets as widgets
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepkit import _checks, metrics, panels
+from stepkit._checks import one_of, require
+from stepkit.attribution import _METHODS as KNOWN
 from stepkit.attribution import PRESETS, attribute, step
-from stepkit.attribution import methods as known_methods
 from stepkit.panels import KINDS, SUM
 from stepkit.viz._style import CMAP, OPACITY, caption
+
+__all__ = ["Explorer", "explore"]
 
 OTHERS = ("grad_cam", "gradient", "integrated_gradients", "random")
 METHODS = {"step": {"preset": "fast"}} | {method: {} for method in OTHERS}
 AREAS = (0.05, 0.10, 0.15, 0.20)
 CMAPS = ("inferno", "viridis", "cividis", "gray")  # each brighter from end to end
 LABELS = {"kept": "kept only", "inserted": "partly inserted"}
-OF_A_MAP = KINDS[1:]  # all but the clip itself
 PERIOD = 0.5  # seconds between two looks at masks that are being optimised
 
 
@@ -78,92 +80,127 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     """
     models = models if isinstance(models, Mapping) else {"model": models}
     clips = clips if isinstance(clips, Mapping) else {"clip": clips}
-    _checks.require(len(models) > 0, "models", "none", "at least one")
-    _checks.require(len(clips) > 0, "clips", "none", "at least one")
-    methods = {**methods}
-    methods.setdefault("step", METHODS["step"])
+    require(len(models) > 0, "models", "none", "at least one")
+    require(len(clips) > 0, "clips", "none", "at least one")
+    methods = methods | {"step": methods.get("step", METHODS["step"])}
     for method in methods:
-        _checks.one_of("methods", method, known_methods().index)
+        one_of("methods", method, KNOWN)
     for name, clip in clips.items():
         _checks.tensor(f"clips[{name!r}]", clip, "(3, T, H, W)")
     first, start = next(iter(models.values())), next(iter(clips.values()))
-    count = len(panels.probabilities(first, start))
+    counts = {name: len(panels.probabilities(model, start)) for name, model in models.items()}
+    count = next(iter(counts.values()))
     classes = list(map(str, range(count) if classes is None else classes))
-    _checks.require(len(classes) == count, "classes", f"{len(classes)} names", f"{count}")
-    for name, model in models.items():
-        given = len(panels.probabilities(model, start))
-        _checks.require(
-            given == len(classes), f"models[{name!r}]", given, f"{len(classes)} classes"
-        )
-    if not isinstance(targets, Mapping):
-        targets = dict.fromkeys(clips, targets)
-    known = {}
+    require(len(classes) == count, "classes", f"{len(classes)} names", f"{count}")
+    for name, given in counts.items():
+        require(given == count, f"models[{name!r}]", given, f"{count} classes")
+    targets = targets if isinstance(targets, Mapping) else dict.fromkeys(clips, targets)
+    aims = {}
     for name, clip in clips.items():
-        given = targets.get(name)
-        given = panels.probabilities(first, clip).argmax() if given is None else given
-        known[name] = int(_checks.targets(given, 1))
-        fits = known[name] < count
-        _checks.require(fits, "targets", known[name], f"classes 0..{count - 1}")
-    return Explorer(dict(models), dict(clips), known, classes, maps or {}, methods, steps)
+        target = targets.get(name)
+        target = panels.probabilities(first, clip).argmax() if target is None else target
+        aims[name] = int(_checks.targets(target, 1))
+        require(aims[name] < count, "targets", aims[name], f"classes 0..{count - 1}")
+    state = State(dict(models), dict(clips), aims, classes, methods, steps)
+    for model, of_model in (maps or {}).items():
+        for clip, of_clip in of_model.items():
+            for method, found in of_clip.items():
+                state.give(model, clip, method, found)
+    return Explorer(state)
+
+
+@dataclass
+class State:
+    """What is explored, and all that is known of it."""
+
+    models: dict[str, nn.Module]
+    clips: dict[str, Tensor]
+    targets: dict[str, int]
+    classes: list[str]
+    methods: dict[str, dict]
+    steps: int
+    facts: dict[tuple, object] = field(default_factory=dict)  # None: asked for
+
+    @property
+    def areas(self) -> tuple:
+        """The areas of STEP's masks."""
+        return tuple(self.methods["step"].get("areas", AREAS))
+
+    def give(self, model: str, clip: str, method: str, found: Tensor) -> None:
+        """Take a map or STEP's masks that the caller has."""
+        one_of("maps, model", model, self.models)
+        one_of("maps, clip", clip, self.clips)
+        one_of("maps, method", method, self.methods)
+        areas = f"{len(self.areas)}, " if method == "step" and found.ndim == 4 else ""
+        shape = ", ".join(map(str, self.clips[clip].shape[1:]))
+        where = f"maps[{model!r}][{clip!r}][{method!r}]"
+        found = _checks.tensor(where, found, f"({areas}{shape})").detach().cpu()
+        self.facts["map", model, clip, self.targets[clip], method] = found
+
+    def find(self, kind: str, model: str, clip: str, target=None, method=None, area=None):
+        """Ask a network: Φ of the "whole" clip, a "map", Φ of what it keeps, its "curve"."""
+        network, given = self.models[model], self.clips[clip]
+        if kind == "whole":
+            return panels.probabilities(network, given)
+        if kind == "map":
+            options = self.methods[method]
+            return attribute(method, network, given[None], target, **options)[0].cpu()
+        found = self.facts["map", model, clip, target, method]
+        if kind == "phi":
+            removal = self.methods["step"].get("removal", "blur")
+            kept = panels.keep(given, panels.see(found, area, self.areas), removal)
+            return float(panels.probabilities(network, kept)[target])
+        heat = panels.see(found, SUM, self.areas).drawn[None].to(given.device)
+        return metrics.insertion(network, given[None], heat, target, steps=self.steps)
+
+    def forget(self, *key) -> None:
+        """Drop what was found for a model, clip, class and method."""
+        for fact in [fact for fact in self.facts if fact[1 : 1 + len(key)] == key]:
+            del self.facts[fact]
 
 
 class Explorer(widgets.VBox):
     """What `explore` returns; its controls are attributes, such as ``.frame`` and ``.area``."""
 
-    def __init__(self, models, clips, targets, classes, maps, methods, steps):
-        self._models, self._clips, self._targets = models, clips, targets
-        self._classes, self._methods, self._steps = classes, methods, steps
-        self._areas = tuple(methods["step"].get("areas", AREAS))
-        self._facts: dict[tuple, object] = {}  # None: asked for
-        self._queue: queue.Queue = queue.Queue()
+    def __init__(self, state: State):
+        self.state, self._queue = state, queue.Queue()
         self._lock, self._stop = threading.RLock(), threading.Event()
         self._running, self._quiet = None, False
-        for model, of_model in maps.items():
-            for clip, of_clip in of_model.items():
-                for method, found in of_clip.items():
-                    self._give(model, clip, method, found)
         self._make_controls()
         super().__init__(self._arrange(), layout=widgets.Layout(max_width="1240px", width="100%"))
         self.add_class("stepkit-explorer")
-        self._observe()
+        for control in (self.clip, self.target, self.model, self.a, self.b, self.area, self.cmap):
+            control.observe(self._change, "value")
+        for control in (self.opacity, self.share, self.frame):
+            control.observe(self._change, "value")
+        self.upload.observe(self._take, "value")
+        self.explain.on_click(self._start)
+        self.stop.on_click(lambda _: self._stop.set())
+        self.prepare.on_click(lambda _: self._queue.put(self._export))
         threading.Thread(target=self._work, daemon=True, name="stepkit.explore").start()
-        self._pick()
-
-    def _give(self, model: str, clip: str, method: str, found: Tensor) -> None:
-        """Take a map or STEP's masks that the caller has."""
-        for argument, name, names in (("model", model, self._models), ("clip", clip, self._clips)):
-            _checks.one_of(f"maps, {argument}", name, names)
-        _checks.one_of("maps, method", method, self._methods)
-        several = method == "step" and found.ndim == 4
-        size = (*([len(self._areas)] if several else []), *self._clips[clip].shape[1:])
-        shape = "(A, T, H, W)" if several else "(T, H, W)"
-        where = f"maps[{model!r}][{clip!r}][{method!r}]"
-        found = _checks.tensor(where, found, shape).detach().cpu()
-        _checks.require(tuple(found.shape) == size, where, f"shape {tuple(found.shape)}", size)
-        self._facts["map", (model, clip, self._targets[clip], method)] = found
-
-    # --- the controls ---
+        with self._lock:
+            self._aim()
+            self._render()
 
     def _make_controls(self) -> None:
-        names = list(self._methods)
+        names, areas = list(self.state.methods), self.state.areas
         offered = [(caption(name), name) for name in names]
-        areas = [(f"{100 * v:.3g} %", v) for v in self._areas]
-        self.clip = _choice("clip", list(self._clips))
-        self.target = _choice("class", [(name, i) for i, name in enumerate(self._classes)])
-        self.model = _choice("model", [(caption(name), name) for name in self._models])
+        self.clip = _choice("clip", list(self.state.clips))
+        self.target = _choice("class", [(name, i) for i, name in enumerate(self.state.classes)])
+        self.model = _choice("model", [(caption(name), name) for name in self.state.models])
         self.a = _choice("method A", offered)
         self.b = _choice("method B", offered, names[min(1, len(names) - 1)])
-        middle = self._areas[len(self._areas) // 2]
-        self.area = _choice("area", [*areas, ("sum (heatmap)", SUM)], middle)
+        shares = [(f"{100 * v:.3g} %", v) for v in areas]
+        self.area = _choice("area", [*shares, ("sum (heatmap)", SUM)], areas[len(areas) // 2])
         self.cmap = _choice("colours", CMAPS, CMAP)
         self.opacity = _slider(widgets.FloatSlider, "opacity", OPACITY, 1, 0.05)
         self.frame = _slider(widgets.IntSlider, "frame", 0, 0, 1)
-        self.share = _slider(widgets.FloatSlider, "inserted", 0.25, 1, 1 / self._steps)
+        self.share = _slider(widgets.FloatSlider, "inserted", 0.25, 1, 1 / self.state.steps)
         self.share.readout_format = ".0%"
         self.play = widgets.Play(interval=200, repeat=True, layout={"width": "auto"})
         widgets.jslink((self.play, "value"), (self.frame, "value"))
-        preset = self._methods["step"].get("preset", "default")
         presets = [(f"{name}, {self._iterations(name)} iterations", name) for name in PRESETS]
+        preset = self.state.methods["step"].get("preset", "default")
         self.preset = _choice("preset", presets, preset)
         about = "Run STEP on this clip, for this class"
         self.explain = _button("Explain", "search", about, button_style="primary")
@@ -178,14 +215,13 @@ class Explorer(widgets.VBox):
 
     def _arrange(self) -> list[widgets.Widget]:
         choices = [self.clip, self.target, self.model, self.area, self.a, self.b]
-        choices += [self.cmap, self.opacity]
         charts = [
             widgets.VBox([_line(self.play, self.frame), self.energy]),
             widgets.VBox([_line(self.share), self.curve]),
         ]
         hint = f"up to {panels.MAX_BYTES >> 20} MB (Jupyter drops what is larger without a word)"
         return [
-            _grid(choices, 270),
+            _grid([*choices, self.cmap, self.opacity], 270),
             self.heading,
             *self.rows.values(),
             _grid(charts, 300),
@@ -194,160 +230,95 @@ class Explorer(widgets.VBox):
             self.status,
         ]
 
-    def _observe(self) -> None:
-        def on(control, call):
-            control.observe(lambda _: call(), "value")
-
-        on(self.clip, self._pick)
-        on(self.target, self._aim)
-        for control in (self.model, self.a, self.b):
-            on(control, self._redraw)
-        on(self.area, partial(self._redraw, ("overlay", "kept", "mask")))
-        on(self.cmap, partial(self._redraw, ("overlay", "mask")))
-        on(self.opacity, partial(self._redraw, ("overlay",)))
-        on(self.share, partial(self._redraw, ("inserted",)))
-        on(self.frame, self._move)
-        on(self.upload, self._take)
-        self.explain.on_click(self._start)
-        self.stop.on_click(lambda _: self._stop.set())
-        self.prepare.on_click(lambda _: self._queue.put(self._export))
-
     # --- what is seen ---
+
+    def _change(self, change) -> None:
+        """A control has another value."""
+        with self._lock:
+            if self._quiet:
+                return
+            if change.owner is self.clip:
+                self._aim()
+            self.state.targets[self.clip.value] = self.target.value
+            self._render()
+
+    def _aim(self) -> None:
+        """Set the class and the length of the clip that is chosen."""
+        self._quiet = True
+        self.target.value = self.state.targets[self.clip.value]
+        self.play.max = self.frame.max = self.state.clips[self.clip.value].shape[1] - 1
+        self._quiet = False
 
     def _key(self, row: str) -> tuple[str, str, int, str]:
         method = self.a if row == "A" else self.b
         return self.model.value, self.clip.value, self.target.value, method.value
 
-    def _pick(self) -> None:
-        """Show another clip: its class, its length."""
-        with self._lock:
-            self._quiet = True
-            self.target.value = self._targets[self.clip.value]
-            last = self._clips[self.clip.value].shape[1] - 1
-            self.play.max = self.frame.max = last
-            self._quiet = False
-            self._redraw(KINDS)
+    def _render(self) -> None:
+        """Show what is known of what is chosen, and ask for the rest."""
+        self.heading.value = self._heading(self._fact("whole", self.model.value, self.clip.value))
+        clip, look = self.state.clips[self.clip.value], (self.opacity.value, self.cmap.value)
+        energies, curves = {}, {}
+        for name, row in self.rows.items():
+            key, label = self._key(name), f"{name} {caption(self._key(name)[-1])}"
+            found = self._fact("map", *key)
+            row.title.value = f"<b>{name}  {html.escape(label[2:])}</b> {self._about(key, found)}"
+            row.found = found if isinstance(found, Tensor) else None
+            given = self.area.value, self.state.areas
+            films = panels.films(clip, row.found, *given, self.share.value, *look)
+            if films != row.films:
+                self.links.value, row.films = "", films  # they are of what was seen before
+            for kind, image in row.images.items():
+                image.value = films[kind][self.frame.value]
+            if row.found is not None:
+                energies[label] = panels.energy(panels.see(found, *given))
+                curve = self._fact("curve", *key)
+                if isinstance(curve, metrics.Curve):
+                    curves[label] = curve.curve[0].tolist()
+        self.energy.value = panels.energy_chart(energies, self.frame.value)
+        self.curve.value = panels.curve_chart(curves, self.share.value)
 
-    def _aim(self) -> None:
-        if not self._quiet:
-            self._targets[self.clip.value] = self.target.value
-            self._redraw()
+    def _heading(self, whole) -> str:
+        if not isinstance(whole, Tensor):
+            return "" if whole is None else _error(whole)
+        best, classes = int(whole.argmax()), self.state.classes
+        text = f"Φ of the whole clip: {whole[self.target.value]:.2f}"
+        if best != self.target.value:
+            text += f"; the model says {classes[best]}, {whole[best]:.2f}"
+        return html.escape(text)
 
-    def _redraw(self, kinds=OF_A_MAP) -> None:
-        """Draw these kinds of pictures anew, and all that is written."""
-        with self._lock:
-            if self._quiet:
-                return
-            if kinds:
-                self.links.value = ""  # they are of what was seen before
-            self._head()
-            clip, given = self._clips[self.clip.value], (self.share.value, self._look())
-            for name, row in self.rows.items():
-                row.found = self._fact("map", self._key(name))
-                row.seen = None
-                if isinstance(row.found, Tensor):
-                    row.seen = panels.see(row.found, self.area.value, self._areas)
-                for kind in kinds:
-                    row.films[kind] = panels.film(clip, row.found, row.seen, kind, *given)
-                row.title.value = self._title(name, row)
-            seen = {name: row.seen for name, row in self.rows.items() if row.seen}
-            self._energies = {self._label(name): panels.energy(of) for name, of in seen.items()}
-            self._move()
-            self._draw_curve()
-
-    def _head(self) -> None:
-        whole = self._fact("whole", (self.model.value, self.clip.value))
-        if isinstance(whole, Tensor):
-            best = int(whole.argmax())
-            text = f"Φ of the whole clip: {_number(whole[self.target.value])}"
-            if best != self.target.value:
-                text += f"; the model says {self._classes[best]}, {_number(whole[best])}"
-            self.heading.value = html.escape(text)
-        else:
-            self.heading.value = "" if whole is None else _error(whole)
-
-    def _title(self, name: str, row: "_Row") -> str:
-        key = self._key(name)
-        title = f"<b>{name}  {html.escape(caption(key[3]))}</b> "
-        if isinstance(row.found, Exception):
-            return title + _error(row.found)
-        if row.seen is None:
-            return title + ("press <i>Explain</i>" if key[3] == "step" else "computing …")
-        phi = self._fact("phi", key, self.area.value)
+    def _about(self, key: tuple, found) -> str:
+        """Say what an explanation keeps, or why there is none."""
+        if found is None:
+            return "press <i>Explain</i>" if key[-1] == "step" else "computing …"
+        if isinstance(found, Exception):
+            return _error(found)
+        phi = self._fact("phi", *key, self.area.value)
         if isinstance(phi, Exception):
-            return title + _error(phi)
-        share = "" if row.seen.keep is None else f"the top {100 * row.seen.keep:.3g} %, "
-        return f"{title}keeps {share}Φ = <b>{'…' if phi is None else _number(phi)}</b>"
-
-    def _move(self) -> None:
-        """Show another frame: only bytes are swapped."""
-        with self._lock:
-            if self._quiet:
-                return
-            for row in self.rows.values():
-                row.show(self.frame.value)
-            self.energy.value = panels.energy_chart(self._energies, self.frame.value)
-
-    def _draw_curve(self) -> None:
-        seen = [name for name, row in self.rows.items() if row.seen]
-        curves = {name: self._fact("curve", self._key(name)) for name in seen}
-        values = {
-            self._label(name): curve.curve[0].tolist()
-            for name, curve in curves.items()
-            if isinstance(curve, metrics.Curve)
-        }
-        self.curve.value = panels.curve_chart(values, self.share.value)
-
-    def _label(self, row: str) -> str:
-        return f"{row} {caption(self._key(row)[3])}"
+            return _error(phi)
+        keep = panels.see(found, self.area.value, self.state.areas).keep
+        share = "" if keep is None else f"the top {100 * keep:.3g} %, "
+        return f"keeps {share}Φ = <b>{'…' if phi is None else f'{phi:.2f}'}</b>"
 
     # --- what is known, and the thread that finds it out ---
 
-    def _fact(self, kind: str, key: tuple, *more):
+    def _fact(self, *fact):
         """Return what is known; None if nothing is, and then it is asked for."""
-        fact = kind, key, *more
-        on_click = kind == "map" and key[-1] == "step"
-        if fact not in self._facts and not on_click and key != self._running:
-            self._facts[fact] = None
+        on_click = fact[0] == "map" and fact[-1] == "step"
+        if fact not in self.state.facts and not on_click and fact[1:5] != self._running:
+            self.state.facts[fact] = None
             self._queue.put(partial(self._learn, fact))
-        return self._facts.get(fact)
-
-    def _known(self, *fact):
-        """Return what is known; None, if nothing is or it went wrong."""
-        found = self._facts.get(fact)
-        return None if isinstance(found, Exception) else found
+        return self.state.facts.get(fact)
 
     def _learn(self, fact: tuple) -> None:
-        if fact not in self._facts:  # forgotten meanwhile
+        if fact not in self.state.facts:  # forgotten meanwhile
             return
-        kind, key, *rest = fact
         try:
-            self._facts[fact] = getattr(self, f"_find_{kind}")(key, *rest)
+            found = self.state.find(*fact)
         except Exception as error:
-            self._facts[fact] = error
-        self._redraw(OF_A_MAP if kind == "map" else ())
-
-    def _find_whole(self, key) -> Tensor:
-        return panels.probabilities(self._models[key[0]], self._clips[key[1]])
-
-    def _find_map(self, key) -> Tensor:
-        model, clip, target, method = key
-        options = self._methods[method]
-        clips = self._clips[clip][None]
-        return attribute(method, self._models[model], clips, target, **options)[0].cpu()
-
-    def _find_phi(self, key, area) -> float:
-        model, clip, target, _ = key
-        seen = panels.see(self._facts["map", key], area, self._areas)
-        kept = panels.keep(self._clips[clip], seen, self._methods["step"].get("removal", "blur"))
-        return float(panels.probabilities(self._models[model], kept)[target])
-
-    def _find_curve(self, key) -> metrics.Curve:
-        model, clip, target, _ = key
-        heat = panels.see(self._facts["map", key], SUM, self._areas).drawn
-        clips = self._clips[clip][None]
-        where = self._models[model], clips, heat[None].to(clips.device), target
-        return metrics.insertion(*where, steps=self._steps)
+            found = error
+        with self._lock:
+            self.state.facts[fact] = found
+            self._render()
 
     def _work(self) -> None:
         while True:
@@ -364,7 +335,7 @@ class Explorer(widgets.VBox):
     # --- STEP ---
 
     def _iterations(self, preset: str) -> int:
-        return self._methods["step"].get("iterations", PRESETS[preset].iterations)
+        return self.state.methods["step"].get("iterations", PRESETS[preset].iterations)
 
     def _start(self, _) -> None:
         with self._lock:
@@ -380,10 +351,10 @@ class Explorer(widgets.VBox):
             self.status.value = "STEP is running"
         self._queue.put(partial(self._explain, self._running, self.preset.value))
 
-    def _explain(self, key, preset: str) -> None:
+    def _explain(self, key: tuple, preset: str) -> None:
         """Run STEP in the thread; the masks appear on the way."""
         model, clip, target, method = key
-        options = self._methods[method] | {"preset": preset, "areas": self._areas}
+        options = self.state.methods[method] | {"preset": preset, "areas": self.state.areas}
         begun = shown = time.monotonic()
 
         def look(done: int, masks: Tensor, phi: Tensor) -> bool:
@@ -397,31 +368,28 @@ class Explorer(widgets.VBox):
             return self._stop.is_set()
 
         try:
-            clips = self._clips[clip][None]
-            found = step(self._models[model], clips, target, callback=look, **options)
-            done = found.history["iteration"].nunique()
-            seconds = time.monotonic() - begun
+            clips = self.state.clips[clip][None]
+            found = step(self.state.models[model], clips, target, callback=look, **options)
+            done, seconds = found.history["iteration"].nunique(), time.monotonic() - begun
             words = "stopped after" if found.interrupted else "finished"
             self.status.value = f"STEP {words} {done} iterations, {seconds:.1f} s"
-            self.progress.value = done
         finally:
             self._running = None
             self.explain.disabled, self.stop.disabled = False, True
             self.progress.layout.display = "none"
         self._keep_masks(key, found.masks, found.probabilities)
 
-    def _keep_masks(self, key, masks: Tensor, phi: Tensor) -> None:
-        for fact in list(self._facts):
-            if fact[1] == key:
-                del self._facts[fact]  # of the masks before
-        self._facts["map", key] = masks[0].detach().cpu().clone()
-        for area, value in zip(self._areas, phi[0].tolist(), strict=True):
-            self._facts["phi", key, area] = value
-        self._redraw()
+    def _keep_masks(self, key: tuple, masks: Tensor, phi: Tensor) -> None:
+        with self._lock:
+            self.state.forget(*key)  # of the masks before
+            self.state.facts["map", *key] = masks[0].detach().cpu().clone()
+            for area, value in zip(self.state.areas, phi[0].tolist(), strict=True):
+                self.state.facts["phi", *key, area] = value
+            self._render()
 
     # --- in and out ---
 
-    def _take(self) -> None:
+    def _take(self, _) -> None:
         if self.upload.value:
             file = self.upload.value[0]
             name = panels.plain_name(file["name"])
@@ -429,45 +397,45 @@ class Explorer(widgets.VBox):
             self._queue.put(partial(self._read, name, file["content"]))
 
     def _read(self, name: str, content) -> None:
-        like = next(iter(self._clips.values()))
+        like = next(iter(self.state.clips.values()))
         try:
             clip = panels.read_upload(name, content, like.shape[1], tuple(like.shape[2:]))
-            said = panels.probabilities(self._models[self.model.value], clip)
+            said = panels.probabilities(self.state.models[self.model.value], clip)
         finally:
             self.upload.value = ()  # the same file can be chosen again
         with self._lock:
-            for fact in list(self._facts):
-                if fact[1][1] == name:
-                    del self._facts[fact]  # of another video of this name
-            self._clips[name], self._targets[name] = clip, int(said.argmax())
+            for model in self.state.models:
+                self.state.forget(model, name)  # of another video of this name
+            self.state.clips[name], self.state.targets[name] = clip, int(said.argmax())
             self._quiet = True
-            self.clip.options = list(self._clips)
+            self.clip.options = list(self.state.clips)
             self.clip.value = name
-            self._quiet = False
+            self._aim()
             self.status.value = f"{html.escape(name)}: choose its class, then explain it"
-            self._pick()
+            self._render()
 
     def _export(self) -> None:
         """Offer what is seen as links that hold the files themselves."""
         with self._lock:
-            rows = {name: row for name, row in self.rows.items() if row.seen}
-            _checks.require(len(rows) > 0, "downloads", "no map yet", "an explanation")
+            rows = {name: row for name, row in self.rows.items() if row.found is not None}
+            require(len(rows) > 0, "downloads", "no map yet", "an explanation")
             links, tables = [], []
+            look = {"opacity": self.opacity.value, "cmap": self.cmap.value}
             for name, row in rows.items():
                 key = model, clip, target, method = self._key(name)
-                given = self._clips[clip], row.found, row.seen, self._areas, self._look()
-                stem = f"{clip}_{model}_{method}"
-                links += [panels.link(stem + end, d) for end, d in panels.files(*given).items()]
-                names = {"clip": clip, "model": model, "class": self._classes[target]}
+                seen = panels.see(row.found, self.area.value, self.state.areas)
+                given = self.state.clips[clip], row.found, seen, self.state.areas
+                made = panels.files(*given, **look)
+                links += [panels.link(f"{clip}_{model}_{method}{end}", made[end]) for end in made]
+                names = {"clip": clip, "model": model, "class": self.state.classes[target]}
                 names |= {"method": method, "area": self.area.value}
-                known = self._known("phi", key, self.area.value), self._known("curve", key)
-                tables.append(panels.scores(row.seen, *known, **names))
+                facts = ("phi", *key, self.area.value), ("curve", *key)
+                known = [self.state.facts.get(fact) for fact in facts]
+                known = [None if isinstance(found, Exception) else found for found in known]
+                tables.append(panels.scores(seen, *known, **names))
             table = pd.concat(tables).to_csv(index=False)
             links.append(panels.link(f"{clip}_scores.csv", table.encode()))
             self.links.value = " ".join(links)
-
-    def _look(self) -> tuple[float, str]:
-        return self.opacity.value, self.cmap.value
 
 
 _WIDE = {"width": "170px"}
@@ -478,20 +446,11 @@ class _Row(widgets.VBox):
     """The pictures of one method: a title, and five films of which one frame is seen."""
 
     def __init__(self):
-        self.found, self.seen, self.films = None, None, {}
-        self.title = _label()
-        self.images = {
-            kind: widgets.Image(format="jpeg", layout={"width": "100%"}) for kind in KINDS
-        }
-        cells = [
-            widgets.VBox([_label(LABELS.get(kind, kind)), image])
-            for kind, image in self.images.items()
-        ]
+        self.found, self.films, self.title = None, {}, _label()
+        self.images = {k: widgets.Image(format="jpeg", layout={"width": "100%"}) for k in KINDS}
+        pairs = self.images.items()
+        cells = [widgets.VBox([_label(LABELS.get(kind, kind)), image]) for kind, image in pairs]
         super().__init__([self.title, _grid(cells, 145)])
-
-    def show(self, frame: int) -> None:
-        for kind, film in self.films.items():
-            self.images[kind].value = film[min(frame, len(film) - 1)]
 
 
 def _choice(name: str, options, value=None) -> widgets.Dropdown:
@@ -523,10 +482,6 @@ def _grid(children, least: int) -> widgets.GridBox:
     columns = f"repeat(auto-fit, minmax({least}px, 1fr))"
     layout = {"grid_template_columns": columns, "grid_gap": "6px 12px", "width": "100%"}
     return widgets.GridBox(children, layout=layout)
-
-
-def _number(value) -> str:
-    return f"{float(value):.2f}"
 
 
 def _error(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What the explorer shows of a choice: pictures, charts, files. No widget, and nothing is kept.
+"""What the explorer shows of a choice: pictures, charts, files. No widget.
 
 The charts are SVG by hand, as one is made at every move of a slider: matplotlib would take longer
 than a frame lasts.
@@ -9,6 +9,7 @@ import html
 import io
 import re
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,19 +19,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stepkit import _checks, metrics, viz
+from stepkit import metrics, viz
 from stepkit import removal as removals
+from stepkit._checks import require
 from stepkit._sources import guess_count
 from stepkit.attribution import heatmap
 from stepkit.clips import frame_size, read_clip, unnormalise
 from stepkit.models import check_model, device_of, frozen
+from stepkit.viz._frames import KINDS as OF_SHOW
 from stepkit.viz._frames import render, top
+from stepkit.viz._style import OPACITY
 
-KINDS = ("clip", "overlay", "kept", "mask", "inserted")
+__all__ = ["KINDS", "SUM", "Seen", "films", "keep", "probabilities", "read_upload", "see"]
+
+KINDS = (*OF_SHOW, "inserted")
 SUM, KEEP = "sum", 0.15  # the heatmap instead of one area's mask, and the share of it that is kept
 HEIGHT = 224  # of a picture, about, in pixels
 MAX_BYTES, MAX_FRAMES, MAX_SIDE = 9 << 20, 3000, 4096  # a message to Jupyter's server has 10 MB
-LOOKS = (("#0072B2", ""), ("#E69F00", "6 4"))  # of A and B: dark and solid, bright and dashed
+LOOKS = {"A": ("#0072B2", ""), "B": ("#E69F00", "6 4")}  # of a row: dark, solid; bright, dashed
 
 
 class Seen(NamedTuple):
@@ -48,6 +54,7 @@ class Seen(NamedTuple):
     keep: float | None
 
 
+@lru_cache(8)  # one tensor for one choice: `_film` tells choices apart by it
 def see(found: Tensor, area, areas) -> Seen:
     """Choose what is drawn of a map (T, H, W), or of STEP's masks (A, T, H, W), for an area.
 
@@ -58,9 +65,6 @@ def see(found: Tensor, area, areas) -> Seen:
     if area == SUM:
         return Seen(heatmap(found[None])[0], KEEP)
     return Seen(found[list(areas).index(area)], None)
-
-
-# --- what the network says ---
 
 
 def probabilities(model: nn.Module, clip: Tensor) -> Tensor:
@@ -81,30 +85,34 @@ def keep(clip: Tensor, seen: Seen, removal="blur") -> Tensor:
 # --- pictures ---
 
 
-def film(clip: Tensor, found: Tensor | None, seen: Seen | None, kind: str, share, look):
-    """Return one of `KINDS`, a JPEG for each frame; grey where there is no map yet.
+def films(clip: Tensor, found: Tensor | None, area, areas, share, opacity, cmap) -> dict:
+    """Return `KINDS` of a clip, a JPEG for each frame; grey where there is no map yet.
 
-    ``share`` of the clip is inserted, as in the insertion curve; ``look``: opacity, colour map.
+    ``share`` of the clip is inserted, as in the insertion curve. For ``area`` see `see`.
     """
-    rgb = unnormalise(clip.detach().cpu()).permute(1, 2, 3, 0).numpy()
-    if kind == "clip":
-        return pictures(render("clip", rgb, None, None))
-    if seen is None:
-        return pictures(np.full((1, *rgb.shape[1:]), 200, np.uint8)) * len(rgb)
+    if found is None:
+        return {"clip": _film(clip)} | dict.fromkeys(KINDS[1:], _film(clip, "grey"))
+    seen, heat = see(found, area, areas), see(found, SUM, areas)
+    made = {"clip": _film(clip), "overlay": _film(clip, "overlay", seen, opacity, cmap)}
+    made |= {"kept": _film(clip, "kept", seen), "mask": _film(clip, "mask", seen, OPACITY, cmap)}
+    return made | {"inserted": _film(clip, "inserted", heat, share)}
+
+
+@lru_cache(32)
+def _film(clip: Tensor, kind: str = "clip", seen: Seen | None = None, *look) -> list[bytes]:
+    """Encode the frames of one kind, their pixels repeated up to about `HEIGHT`."""
+    clip = clip.detach().cpu()
     if kind == "inserted":
-        heat = see(found, SUM, ()).drawn
-        clip = metrics.perturbed(clip.detach().cpu(), heat, share)
-        return film(clip, None, None, "clip", share, look)
-    return pictures(render(kind, rgb, *seen, *look))
-
-
-def pictures(frames: np.ndarray) -> list[bytes]:
-    """Encode frames, uint8 (T, H, W, 3), pixels repeated up to about `HEIGHT`."""
-    scale = max(1, round(HEIGHT / frames.shape[1]))
+        clip, kind, look = metrics.perturbed(clip, seen.drawn, *look), "clip", ()
+    rgb = unnormalise(clip).permute(1, 2, 3, 0).numpy()
+    if kind == "grey":
+        frames = np.full(rgb.shape, 200, np.uint8)
+    else:
+        frames = render(kind, rgb, *(seen or (None, None)), *look)
+    scale = max(1, round(HEIGHT / rgb.shape[1]))
     made = []
-    for frame in frames:
-        image = Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1))
-        image.save(data := io.BytesIO(), "JPEG", quality=90, subsampling=0)
+    for frame in frames.repeat(scale, 1).repeat(scale, 2):
+        Image.fromarray(frame).save(data := io.BytesIO(), "JPEG", quality=90, subsampling=0)
         made.append(data.getvalue())
     return made
 
@@ -119,60 +127,45 @@ def energy(seen: Seen) -> list[float]:
 
 
 def energy_chart(values: dict[str, list[float]], frame: int) -> str:
-    """Draw bars for each frame, a colour per method; a triangle marks the frame that is seen."""
-    count = max(map(len, values.values()), default=1)
+    """Draw what each row ("A …", "B …") marks in each frame; the cursor stands at a frame."""
+    last = max(map(len, values.values()), default=1) - 1
     high = max([max(v) for v in values.values()], default=0) or 1.0
-    wide, parts = 400 / count, []
-    for i, (of_method, (colour, _)) in enumerate(zip(values.values(), LOOKS, strict=False)):
-        each = 0.8 * wide / len(values)
-        for t, value in enumerate(of_method):
-            x, tall = 50 + (t + 0.1) * wide + i * each, 120 * value / high
-            parts.append(
-                f'<rect x="{x:.1f}" y="{150 - tall:.1f}" width="{each:.1f}" height="{tall:.1f}" '
-                f'fill="{colour}" stroke="currentColor" stroke-width="0.5"/>'
-            )
-    x = 50 + (min(frame, count - 1) + 0.5) * wide
-    parts.append(f'<path d="M{x - 7:.1f} 164 h14 l-7 -11 z" fill="currentColor"/>')
-    parts.append(_text(x, 178, str(frame), "middle"))
-    ticks = {150: "0", 30: f"{high:.2g}"}
-    return _chart("mask energy per frame (mean of the mask)", list(values), ticks, parts)
+    title = "mask energy per frame (mean of the mask)"
+    return _chart(title, values, min(frame, last) / max(1, last), str(frame), high)
 
 
 def curve_chart(values: dict[str, list[float]], share: float) -> str:
-    """Draw insertion curves; the cursor stands at the share that is inserted."""
-    parts, names = [], []
-    for (name, curve), (colour, dash) in zip(values.items(), LOOKS, strict=False):
-        last = len(curve) - 1
-        points = " ".join(
-            f"{50 + 400 * i / last:.1f},{150 - 120 * value:.1f}" for i, value in enumerate(curve)
-        )
-        at = curve[round(share * last)]
+    """Draw the insertion curve of each row; the cursor stands at the share that is inserted."""
+    named = {}
+    for name, curve in values.items():
+        phi, auc = curve[round(share * (len(curve) - 1))], float(metrics.auc(torch.tensor(curve)))
+        named[f"{name}: Φ {phi:.2f}, AUC {auc:.2f}"] = curve
+    return _chart("Φ against the share inserted", named, share, f"{share:.0%}", 1.0)
+
+
+def _chart(title: str, lines: dict[str, list[float]], at: float, cursor: str, high: float) -> str:
+    """Return an SVG: lines from 0 to ``high``, their legend, a cursor at a share of the width."""
+    x = 50 + 400 * at
+    parts = [_text(50, 16, title), _text(42, 155, "0", "end"), _text(42, 35, f"{high:.2g}", "end")]
+    parts += [
+        f'<path d="M50 150 H450 M50 30 H450 M{x:.1f} 30 V150" stroke="currentColor" opacity=".4"/>'
+    ]
+    parts += [f'<path d="M{x - 7:.1f} 164 h14 l-7 -11 z" fill="currentColor"/>']
+    parts += [_text(x, 178, cursor, "middle")]
+    for i, (name, values) in enumerate(lines.items()):
+        colour, dash = LOOKS[name[0]]
         style = f'fill="none" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"'
-        parts.append(f'<polyline points="{points}" {style}/>')
-        spot = f'cx="{50 + 400 * share:.1f}" cy="{150 - 120 * at:.1f}" r="5"'
-        parts.append(f'<circle {spot} fill="{colour}" stroke="currentColor"/>')
-        names.append(f"{name}: Φ {at:.2f}, AUC {float(metrics.auc(torch.tensor(curve))):.2f}")
-    x = 50 + 400 * share
-    parts.append(f'<path d="M{x:.1f} 30 V150" stroke="currentColor" stroke-dasharray="2 3"/>')
-    parts.append(f'<path d="M{x - 7:.1f} 164 h14 l-7 -11 z" fill="currentColor"/>')
-    parts.append(_text(x, 178, f"{share:.0%}", "middle"))
-    return _chart("Φ against the share inserted", names, {150: "0", 30: "1"}, parts)
-
-
-def _chart(title: str, names: list[str], ticks: dict[int, str], parts: list[str]) -> str:
-    """Return the SVG of a chart: title, legend, axes and what lies between them."""
-    labels = [_text(42, y + 5, tick, "end") for y, tick in ticks.items()]
-    lines = "".join(f'<path d="M50 {y} H450" stroke="currentColor" opacity=".4"/>' for y in ticks)
-    legend = []
-    for i, (name, (colour, dash)) in enumerate(zip(names, LOOKS, strict=False)):
-        y = 204 + 22 * i
-        style = f'stroke="{colour}" stroke-width="5" stroke-dasharray="{dash}"'
-        legend.append(f'<path d="M50 {y - 5} h34" {style}/>' + _text(92, y, name))
-    body = "".join([_text(50, 16, title), lines, *labels, *parts, *legend])
+        last = max(1, len(values) - 1)
+        points = [(50 + 400 * j / last, 150 - 120 * v / high) for j, v in enumerate(values)]
+        path = " ".join(f"{left:.1f},{down:.1f}" for left, down in points)
+        left, down = points[round(at * (len(values) - 1))]
+        parts += [f'<polyline points="{path}" {style}/>', _text(92, 204 + 22 * i, name)]
+        parts += [f'<path d="M50 {199 + 22 * i} h34" {style}/>']
+        parts += [f'<circle cx="{left:.1f}" cy="{down:.1f}" r="5" fill="{colour}"/>']
     return (
         f'<svg viewBox="0 0 470 232" role="img" aria-label="{html.escape(title)}" '
         'style="width:100%;max-width:470px;color:var(--jp-ui-font-color1,#222);'
-        f'font:15px sans-serif">{body}</svg>'
+        f'font:15px sans-serif">{"".join(parts)}</svg>'
     )
 
 
@@ -182,23 +175,21 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
 
 
 # --- files ---
-
-
-def files(clip: Tensor, found: Tensor, seen: Seen, areas, look) -> dict[str, bytes]:
+def files(clip: Tensor, found: Tensor, seen: Seen, areas, **look) -> dict[str, bytes]:
     """Return what can be downloaded of one explanation, by suffix: the mask, and films of it.
 
     The ``.npz`` holds ``mask``, what is drawn, (T, H, W), and for STEP ``masks`` (A, T, H, W) and
-    ``areas`` (A,).
+    ``areas`` (A,). ``look``: opacity and cmap, as for `stepkit.save_video`.
     """
     arrays = {"mask": seen.drawn.numpy()}
     if found.ndim == 4:
         arrays |= {"masks": found.numpy(), "areas": np.array(areas)}
     np.savez_compressed(data := io.BytesIO(), **arrays)
     made = {".npz": data.getvalue()}
-    style = dict(zip(("keep", "opacity", "cmap"), (seen.keep, *look), strict=True))
     with tempfile.TemporaryDirectory() as folder:
         for suffix in (".mp4", ".gif"):
-            path = viz.save_video(Path(folder, f"film{suffix}"), clip, seen.drawn, **style)
+            path = Path(folder, f"film{suffix}")
+            viz.save_video(path, clip, seen.drawn, keep=seen.keep, **look)
             made[suffix] = path.read_bytes()
     return made
 
@@ -209,13 +200,13 @@ def scores(seen: Seen, phi, curve, **names) -> pd.DataFrame:
     ``measure`` is "kept probability", "insertion auc", "mask energy" (``at`` a frame) or
     "insertion" (``at`` a share). Φ and the curve are None where they are not known.
     """
-    rows = [] if phi is None else [("kept probability", np.nan, phi)]
-    if curve is not None:
-        rows.append(("insertion auc", np.nan, float(curve.auc[0])))
-    rows += [("mask energy", t, value) for t, value in enumerate(energy(seen))]
+    rows = [("mask energy", t, value) for t, value in enumerate(energy(seen))]
+    if phi is not None:
+        rows.append(("kept probability", np.nan, phi))
     if curve is not None:
         points = zip(curve.share.tolist(), curve.curve[0].tolist(), strict=True)
         rows += [("insertion", at, value) for at, value in points]
+        rows.append(("insertion auc", np.nan, float(curve.auc[0])))
     return pd.DataFrame(rows, columns=["measure", "at", "value"]).assign(**names)
 
 
@@ -237,15 +228,15 @@ def read_upload(name: str, content, frames: int, size: tuple[int, int]) -> Tenso
     """
     length = f"{len(content) / 2**20:.1f} MB"
     fits = 0 < len(content) <= MAX_BYTES
-    _checks.require(fits, name, length, f"a video of at most {MAX_BYTES >> 20} MB")
+    require(fits, name, length, f"a video of at most {MAX_BYTES >> 20} MB")
     # Without a name FFmpeg goes by content alone.
     source = io.BytesIO(content)
     try:
         count, side = guess_count(source), max(frame_size(source))
         many = f"{count} frames"
-        _checks.require(count > 1, name, many, "a video of two frames or more")
-        _checks.require(count <= MAX_FRAMES, name, many, f"at most {MAX_FRAMES}; cut it first")
-        _checks.require(side <= MAX_SIDE, name, f"{side} pixels wide or high", f"{MAX_SIDE}")
+        require(count > 1, name, many, "a video of two frames or more")
+        require(count <= MAX_FRAMES, name, many, f"at most {MAX_FRAMES}; cut it first")
+        require(side <= MAX_SIDE, name, f"{side} pixels wide or high", f"{MAX_SIDE}")
         return read_clip(source, frames, size)
     except ValueError as error:
         raise ValueError(str(error).replace("a BytesIO", repr(name))) from None

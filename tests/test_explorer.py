@@ -109,24 +109,26 @@ def test_what_is_kept_is_what_the_mask_or_the_top_share_leaves():
 
 
 def test_a_film_has_a_picture_for_each_frame():
-    seen = panels.see(masks(), 0.1, AREAS)
+    look = 0.1, AREAS, 0.5, 0.7, "inferno"
+    films = panels.films(clip(), masks(), *look)
     for kind in KINDS:
-        film = panels.film(clip(), masks(), seen, kind, 0.5, (0.7, "inferno"))
+        film = films[kind]
         assert len(film) == T
         sizes = {Image.open(io.BytesIO(data)).size for data in film}
         assert sizes == {(216, 216)}
-    assert len(panels.film(clip(), None, None, "mask", 0.5, (0.7, "inferno"))) == T
+    assert len(panels.films(clip(), None, *look)["mask"]) == T
 
 
-def test_charts_have_a_bar_per_frame_and_a_cursor():
+def test_charts_have_a_line_per_method_and_a_cursor():
     drawn = torch.zeros(T, SIZE, SIZE)
     drawn[1, : SIZE // 2] = 1
     values = panels.energy(panels.Seen(drawn, None))
     assert values == [0, 0.5, 0, 0]
-    bars = panels.energy_chart({"A": values, "B <i>": values}, 1)
-    assert bars.count("<rect") == 2 * T
-    assert "B &lt;i&gt;" in bars
-    assert bars != panels.energy_chart({"A": values, "B <i>": values}, 2)
+    chart = panels.energy_chart({"A": values, "B <i>": values}, 1)
+    assert chart.count("<polyline") == 2
+    assert re.search(r'points="50.0,150.0 183.3,30.0 316.7,150.0 450.0,150.0"', chart)
+    assert "B &lt;i&gt;" in chart
+    assert chart != panels.energy_chart({"A": values, "B <i>": values}, 2)
     curve = panels.curve_chart({"A": [0.0, 0.5, 1.0]}, 0.5)
     assert "A: Φ 0.50, AUC 0.75" in curve
     assert "50%" in curve
@@ -142,7 +144,7 @@ def test_it_opens_on_what_is_known_and_computes_the_rest(explorer):
     assert explorer.rows["A"].found.equal(masks())
     expected = sk.attribute("gradient", Quadrants(), clip()[None], 2)[0]
     torch.testing.assert_close(explorer.rows["B"].found, expected)
-    assert explorer.energy.value.count("<rect") == 2 * T
+    assert explorer.energy.value.count("<polyline") == 2
     assert explorer.status.value == ""
 
 
@@ -213,7 +215,7 @@ def test_explain_runs_step(explorer):
 
 def test_stop_ends_it_and_masks_come_on_the_way(explorer, monkeypatch):
     monkeypatch.setattr("stepkit.explorer.PERIOD", 0)
-    explorer._methods = {**FEW, "step": {"iterations": 10**6}}
+    explorer.state.methods = {**FEW, "step": {"iterations": 10**6}}
     explorer.a.value = "random"
     explorer.b.value = "gradient"
     settle(explorer)
@@ -241,7 +243,7 @@ def until(what) -> None:
 
 
 def test_an_error_in_the_thread_is_shown(explorer):
-    explorer._methods = {**FEW, "step": {"learning_rate": -1.0}}
+    explorer.state.methods = {**FEW, "step": {"learning_rate": -1.0}}
     explorer.explain.click()
     settle(explorer)
     assert "learning_rate" in explorer.status.value
@@ -306,7 +308,7 @@ def test_an_uploaded_video_becomes_a_clip(explorer, tmp_path):
     assert explorer.clip.value == "my video.mp4"
     assert explorer.frame.max == T - 1
     expected = sk.read_clip(video, T, SIZE)
-    assert explorer._clips["my video.mp4"].equal(expected)
+    assert explorer.state.clips["my video.mp4"].equal(expected)
     assert explorer.target.value == int(Quadrants()(expected[None]).argmax())
     explorer.explain.click()
     settle(explorer)
