@@ -11,32 +11,27 @@ import html
 import queue
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 
-import ipywidgets as widgets
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepkit import _checks, metrics, panels
 from stepkit._checks import one_of, require
-from stepkit.attribution import _METHODS as KNOWN
-from stepkit.attribution import PRESETS, attribute, step
-from stepkit.panels import KINDS, SUM
-from stepkit.viz._style import CMAP, OPACITY, caption
+from stepkit._controls import Controls
+from stepkit.attribution import METHODS, step
+from stepkit.panels import State
+from stepkit.viz._style import caption
 
 __all__ = ["Explorer", "explore"]
 
 OTHERS = ("grad_cam", "gradient", "integrated_gradients", "random")
-METHODS = {"step": {"preset": "fast"}} | {method: {} for method in OTHERS}
-AREAS = (0.05, 0.10, 0.15, 0.20)
-CMAPS = ("inferno", "viridis", "cividis", "gray")  # each brighter from end to end
-LABELS = {"kept": "kept only", "inserted": "partly inserted"}
+OFFERED = {"step": {"preset": "fast"}} | {method: {} for method in OTHERS}
 PERIOD = 0.5  # seconds between two looks at masks that are being optimised
 
 
-def explore(models, clips, targets=None, *, classes=None, maps=None, methods=METHODS, steps=16):
+def explore(models, clips, targets=None, *, classes=None, maps=None, methods=OFFERED, steps=16):
     """Explore what methods mark in clips, with sliders; in JupyterLab or Voilà.
 
     Parameters
@@ -82,9 +77,9 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     clips = clips if isinstance(clips, Mapping) else {"clip": clips}
     require(len(models) > 0, "models", "none", "at least one")
     require(len(clips) > 0, "clips", "none", "at least one")
-    methods = methods | {"step": methods.get("step", METHODS["step"])}
+    methods = methods | {"step": methods.get("step", OFFERED["step"])}
     for method in methods:
-        one_of("methods", method, KNOWN)
+        one_of("methods", method, METHODS)
     for name, clip in clips.items():
         _checks.tensor(f"clips[{name!r}]", clip, "(3, T, H, W)")
     first, start = next(iter(models.values())), next(iter(clips.values()))
@@ -109,69 +104,14 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=MET
     return Explorer(state)
 
 
-@dataclass
-class State:
-    """What is explored, and all that is known of it."""
-
-    models: dict[str, nn.Module]
-    clips: dict[str, Tensor]
-    targets: dict[str, int]
-    classes: list[str]
-    methods: dict[str, dict]
-    steps: int
-    facts: dict[tuple, object] = field(default_factory=dict)  # None: asked for
-
-    @property
-    def areas(self) -> tuple:
-        """The areas of STEP's masks."""
-        return tuple(self.methods["step"].get("areas", AREAS))
-
-    def give(self, model: str, clip: str, method: str, found: Tensor) -> None:
-        """Take a map or STEP's masks that the caller has."""
-        one_of("maps, model", model, self.models)
-        one_of("maps, clip", clip, self.clips)
-        one_of("maps, method", method, self.methods)
-        areas = f"{len(self.areas)}, " if method == "step" and found.ndim == 4 else ""
-        shape = ", ".join(map(str, self.clips[clip].shape[1:]))
-        where = f"maps[{model!r}][{clip!r}][{method!r}]"
-        found = _checks.tensor(where, found, f"({areas}{shape})").detach().cpu()
-        self.facts["map", model, clip, self.targets[clip], method] = found
-
-    def find(self, kind: str, model: str, clip: str, target=None, method=None, area=None):
-        """Ask a network: Φ of the "whole" clip, a "map", Φ of what it keeps, its "curve"."""
-        network, given = self.models[model], self.clips[clip]
-        if kind == "whole":
-            return panels.probabilities(network, given)
-        if kind == "map":
-            options = self.methods[method]
-            return attribute(method, network, given[None], target, **options)[0].cpu()
-        found = self.facts["map", model, clip, target, method]
-        if kind == "phi":
-            removal = self.methods["step"].get("removal", "blur")
-            kept = panels.keep(given, panels.see(found, area, self.areas), removal)
-            return float(panels.probabilities(network, kept)[target])
-        heat = panels.see(found, SUM, self.areas).drawn[None].to(given.device)
-        return metrics.insertion(network, given[None], heat, target, steps=self.steps)
-
-    def forget(self, *key) -> None:
-        """Drop what was found for a model, clip, class and method."""
-        for fact in [fact for fact in self.facts if fact[1 : 1 + len(key)] == key]:
-            del self.facts[fact]
-
-
-class Explorer(widgets.VBox):
+class Explorer(Controls):
     """What `explore` returns; its controls are attributes, such as ``.frame`` and ``.area``."""
 
     def __init__(self, state: State):
-        self.state, self._queue = state, queue.Queue()
-        self._lock, self._stop = threading.RLock(), threading.Event()
+        super().__init__(state)
+        self._queue, self._lock, self._stop = queue.Queue(), threading.RLock(), threading.Event()
         self._running, self._quiet = None, False
-        self._make_controls()
-        super().__init__(self._arrange(), layout=widgets.Layout(max_width="1240px", width="100%"))
-        self.add_class("stepkit-explorer")
-        for control in (self.clip, self.target, self.model, self.a, self.b, self.area, self.cmap):
-            control.observe(self._change, "value")
-        for control in (self.opacity, self.share, self.frame):
+        for control in (*self.choices, self.frame, self.share):
             control.observe(self._change, "value")
         self.upload.observe(self._take, "value")
         self.explain.on_click(self._start)
@@ -181,54 +121,6 @@ class Explorer(widgets.VBox):
         with self._lock:
             self._aim()
             self._render()
-
-    def _make_controls(self) -> None:
-        names, areas = list(self.state.methods), self.state.areas
-        offered = [(caption(name), name) for name in names]
-        self.clip = _choice("clip", list(self.state.clips))
-        self.target = _choice("class", [(name, i) for i, name in enumerate(self.state.classes)])
-        self.model = _choice("model", [(caption(name), name) for name in self.state.models])
-        self.a = _choice("method A", offered)
-        self.b = _choice("method B", offered, names[min(1, len(names) - 1)])
-        shares = [(f"{100 * v:.3g} %", v) for v in areas]
-        self.area = _choice("area", [*shares, ("sum (heatmap)", SUM)], areas[len(areas) // 2])
-        self.cmap = _choice("colours", CMAPS, CMAP)
-        self.opacity = _slider(widgets.FloatSlider, "opacity", OPACITY, 1, 0.05)
-        self.frame = _slider(widgets.IntSlider, "frame", 0, 0, 1)
-        self.share = _slider(widgets.FloatSlider, "inserted", 0.25, 1, 1 / self.state.steps)
-        self.share.readout_format = ".0%"
-        self.play = widgets.Play(interval=200, repeat=True, layout={"width": "auto"})
-        widgets.jslink((self.play, "value"), (self.frame, "value"))
-        presets = [(f"{name}, {self._iterations(name)} iterations", name) for name in PRESETS]
-        preset = self.state.methods["step"].get("preset", "default")
-        self.preset = _choice("preset", presets, preset)
-        about = "Run STEP on this clip, for this class"
-        self.explain = _button("Explain", "search", about, button_style="primary")
-        self.stop = _button("Stop", "stop", "End STEP here, and keep its masks", disabled=True)
-        self.progress = widgets.IntProgress(layout={"width": "240px", "display": "none"})
-        accept = "video/*,.mkv,.avi,.gif"
-        self.upload = widgets.FileUpload(accept=accept, description="Your video", layout=_WIDE)
-        self.prepare = _button("Prepare downloads", "download", "Masks, overlays and scores")
-        self.heading, self.status, self.links = _label(), _label(), _label()
-        self.energy, self.curve = (widgets.HTML(layout={"width": "100%"}) for _ in range(2))
-        self.rows = {"A": _Row(), "B": _Row()}
-
-    def _arrange(self) -> list[widgets.Widget]:
-        choices = [self.clip, self.target, self.model, self.area, self.a, self.b]
-        charts = [
-            widgets.VBox([_line(self.play, self.frame), self.energy]),
-            widgets.VBox([_line(self.share), self.curve]),
-        ]
-        hint = f"up to {panels.MAX_BYTES >> 20} MB (Jupyter drops what is larger without a word)"
-        return [
-            _grid([*choices, self.cmap, self.opacity], 270),
-            self.heading,
-            *self.rows.values(),
-            _grid(charts, 300),
-            _line(self.preset, self.explain, self.stop, self.progress),
-            _line(self.upload, _label(hint), self.prepare, self.links),
-            self.status,
-        ]
 
     # --- what is seen ---
 
@@ -255,13 +147,16 @@ class Explorer(widgets.VBox):
 
     def _render(self) -> None:
         """Show what is known of what is chosen, and ask for the rest."""
-        self.heading.value = self._heading(self._fact("whole", self.model.value, self.clip.value))
+        whole = self._fact("whole", self.model.value, self.clip.value)
+        self.heading.value = _told(whole, self._heading, "")
         clip, look = self.state.clips[self.clip.value], (self.opacity.value, self.cmap.value)
         energies, curves = {}, {}
         for name, row in self.rows.items():
             key, label = self._key(name), f"{name} {caption(self._key(name)[-1])}"
             found = self._fact("map", *key)
-            row.title.value = f"<b>{name}  {html.escape(label[2:])}</b> {self._about(key, found)}"
+            until = "press <i>Explain</i>" if key[-1] == "step" else "computing …"
+            about = _told(found, partial(self._about, key), until)
+            row.title.value = f"<b>{name}  {html.escape(caption(key[-1]))}</b> {about}"
             row.found = found if isinstance(found, Tensor) else None
             given = self.area.value, self.state.areas
             films = panels.films(clip, row.found, *given, self.share.value, *look)
@@ -277,27 +172,19 @@ class Explorer(widgets.VBox):
         self.energy.value = panels.energy_chart(energies, self.frame.value)
         self.curve.value = panels.curve_chart(curves, self.share.value)
 
-    def _heading(self, whole) -> str:
-        if not isinstance(whole, Tensor):
-            return "" if whole is None else _error(whole)
-        best, classes = int(whole.argmax()), self.state.classes
-        text = f"Φ of the whole clip: {whole[self.target.value]:.2f}"
-        if best != self.target.value:
-            text += f"; the model says {classes[best]}, {whole[best]:.2f}"
+    def _heading(self, whole: Tensor) -> str:
+        best, target = int(whole.argmax()), self.target.value
+        text = f"Φ of the whole clip: {whole[target]:.2f}"
+        if best != target:
+            text += f"; the model says {self.state.classes[best]}, {whole[best]:.2f}"
         return html.escape(text)
 
-    def _about(self, key: tuple, found) -> str:
-        """Say what an explanation keeps, or why there is none."""
-        if found is None:
-            return "press <i>Explain</i>" if key[-1] == "step" else "computing …"
-        if isinstance(found, Exception):
-            return _error(found)
-        phi = self._fact("phi", *key, self.area.value)
-        if isinstance(phi, Exception):
-            return _error(phi)
+    def _about(self, key: tuple, found: Tensor) -> str:
+        """Say what an explanation keeps."""
         keep = panels.see(found, self.area.value, self.state.areas).keep
         share = "" if keep is None else f"the top {100 * keep:.3g} %, "
-        return f"keeps {share}Φ = <b>{'…' if phi is None else f'{phi:.2f}'}</b>"
+        phi = self._fact("phi", *key, self.area.value)
+        return f"keeps {share}Φ = <b>{_told(phi, '{:.2f}'.format)}</b>"
 
     # --- what is known, and the thread that finds it out ---
 
@@ -334,9 +221,6 @@ class Explorer(widgets.VBox):
 
     # --- STEP ---
 
-    def _iterations(self, preset: str) -> int:
-        return self.state.methods["step"].get("iterations", PRESETS[preset].iterations)
-
     def _start(self, _) -> None:
         with self._lock:
             if self._running:
@@ -345,11 +229,14 @@ class Explorer(widgets.VBox):
                 self.a.value = "step"
             self._running = self._key("A" if self.a.value == "step" else "B")
             self._stop.clear()
-            self.explain.disabled, self.stop.disabled = True, False
-            self.progress.value, self.progress.max = 0, self._iterations(self.preset.value)
-            self.progress.layout.display = ""
+            self.progress.value, self.progress.max = 0, self.state.iterations(self.preset.value)
+            self._show_running()
             self.status.value = "STEP is running"
         self._queue.put(partial(self._explain, self._running, self.preset.value))
+
+    def _show_running(self) -> None:
+        self.explain.disabled, self.stop.disabled = bool(self._running), not self._running
+        self.progress.layout.display = "" if self._running else "none"
 
     def _explain(self, key: tuple, preset: str) -> None:
         """Run STEP in the thread; the masks appear on the way."""
@@ -375,8 +262,7 @@ class Explorer(widgets.VBox):
             self.status.value = f"STEP {words} {done} iterations, {seconds:.1f} s"
         finally:
             self._running = None
-            self.explain.disabled, self.stop.disabled = False, True
-            self.progress.layout.display = "none"
+            self._show_running()
         self._keep_masks(key, found.masks, found.probabilities)
 
     def _keep_masks(self, key: tuple, masks: Tensor, phi: Tensor) -> None:
@@ -408,8 +294,7 @@ class Explorer(widgets.VBox):
                 self.state.forget(model, name)  # of another video of this name
             self.state.clips[name], self.state.targets[name] = clip, int(said.argmax())
             self._quiet = True
-            self.clip.options = list(self.state.clips)
-            self.clip.value = name
+            self.clip.options, self.clip.value = list(self.state.clips), name
             self._aim()
             self.status.value = f"{html.escape(name)}: choose its class, then explain it"
             self._render()
@@ -417,71 +302,21 @@ class Explorer(widgets.VBox):
     def _export(self) -> None:
         """Offer what is seen as links that hold the files themselves."""
         with self._lock:
-            rows = {name: row for name, row in self.rows.items() if row.found is not None}
-            require(len(rows) > 0, "downloads", "no map yet", "an explanation")
-            links, tables = [], []
-            look = {"opacity": self.opacity.value, "cmap": self.cmap.value}
-            for name, row in rows.items():
-                key = model, clip, target, method = self._key(name)
-                seen = panels.see(row.found, self.area.value, self.state.areas)
-                given = self.state.clips[clip], row.found, seen, self.state.areas
-                made = panels.files(*given, **look)
-                links += [panels.link(f"{clip}_{model}_{method}{end}", made[end]) for end in made]
-                names = {"clip": clip, "model": model, "class": self.state.classes[target]}
-                names |= {"method": method, "area": self.area.value}
-                facts = ("phi", *key, self.area.value), ("curve", *key)
-                known = [self.state.facts.get(fact) for fact in facts]
-                known = [None if isinstance(found, Exception) else found for found in known]
-                tables.append(panels.scores(seen, *known, **names))
-            table = pd.concat(tables).to_csv(index=False)
-            links.append(panels.link(f"{clip}_scores.csv", table.encode()))
-            self.links.value = " ".join(links)
+            keys = [self._key(name) for name, row in self.rows.items() if row.found is not None]
+            require(len(keys) > 0, "downloads", "no map yet", "an explanation")
+            look, made = {"opacity": self.opacity.value, "cmap": self.cmap.value}, {}
+            for key in keys:
+                made |= panels.files(self.state, key, self.area.value, **look)
+            table = pd.concat(panels.scores(self.state, key, self.area.value) for key in keys)
+            made[f"{self.clip.value}_scores.csv"] = table.to_csv(index=False).encode()
+            self.links.value = " ".join(panels.link(*file) for file in made.items())
 
 
-_WIDE = {"width": "170px"}
-_SMALL = {"font_size": "13px"}
-
-
-class _Row(widgets.VBox):
-    """The pictures of one method: a title, and five films of which one frame is seen."""
-
-    def __init__(self):
-        self.found, self.films, self.title = None, {}, _label()
-        self.images = {k: widgets.Image(format="jpeg", layout={"width": "100%"}) for k in KINDS}
-        pairs = self.images.items()
-        cells = [widgets.VBox([_label(LABELS.get(kind, kind)), image]) for kind, image in pairs]
-        super().__init__([self.title, _grid(cells, 145)])
-
-
-def _choice(name: str, options, value=None) -> widgets.Dropdown:
-    given = {} if value is None else {"value": value}
-    return widgets.Dropdown(description=name, options=options, layout={"width": "auto"}, **given)
-
-
-def _slider(kind, name: str, value, high, by):
-    layout = {"width": "auto", "flex": "1 1 250px"}
-    return kind(value=value, min=0, max=high, step=by, description=name, layout=layout)
-
-
-def _button(name: str, icon: str, about: str, **more) -> widgets.Button:
-    return widgets.Button(description=name, icon=icon, tooltip=about, layout=_WIDE, **more)
-
-
-def _label(text: str = "") -> widgets.HTML:
-    """Return a line of text that is as high as its letters."""
-    return widgets.HTML(text, layout={"margin": "2px 0", "height": "auto"}, style=_SMALL)
-
-
-def _line(*children) -> widgets.HBox:
-    layout = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 10px"}
-    return widgets.HBox(children, layout=layout)
-
-
-def _grid(children, least: int) -> widgets.GridBox:
-    """Lay out columns of equal width, as many as fit."""
-    columns = f"repeat(auto-fit, minmax({least}px, 1fr))"
-    layout = {"grid_template_columns": columns, "grid_gap": "6px 12px", "width": "100%"}
-    return widgets.GridBox(children, layout=layout)
+def _told(fact, write: Callable, unknown: str = "…") -> str:
+    """Write a fact, or what went wrong, or that it is not known yet."""
+    if isinstance(fact, Exception):
+        return _error(fact)
+    return unknown if fact is None else write(fact)
 
 
 def _error(error: Exception) -> str:

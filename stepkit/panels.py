@@ -9,6 +9,7 @@ import html
 import io
 import re
 import tempfile
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,20 +20,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stepkit import metrics, viz
+from stepkit import _checks, metrics, viz
 from stepkit import removal as removals
-from stepkit._checks import require
+from stepkit._checks import one_of, require
 from stepkit._sources import guess_count
-from stepkit.attribution import heatmap
+from stepkit.attribution import PRESETS, attribute, heatmap
 from stepkit.clips import frame_size, read_clip, unnormalise
 from stepkit.models import check_model, device_of, frozen
 from stepkit.viz._frames import KINDS as OF_SHOW
 from stepkit.viz._frames import render, top
 from stepkit.viz._style import OPACITY
 
-__all__ = ["KINDS", "SUM", "Seen", "films", "keep", "probabilities", "read_upload", "see"]
+__all__ = ["KINDS", "SUM", "Seen", "State", "films", "keep", "probabilities", "read_upload", "see"]
 
 KINDS = (*OF_SHOW, "inserted")
+AREAS = (0.05, 0.10, 0.15, 0.20)
 SUM, KEEP = "sum", 0.15  # the heatmap instead of one area's mask, and the share of it that is kept
 HEIGHT = 224  # of a picture, about, in pixels
 MAX_BYTES, MAX_FRAMES, MAX_SIDE = 9 << 20, 3000, 4096  # a message to Jupyter's server has 10 MB
@@ -82,6 +84,60 @@ def keep(clip: Tensor, seen: Seen, removal="blur") -> Tensor:
     return removals.named(removal).apply(clip[None], mask)[0]
 
 
+@dataclass
+class State:
+    """What is explored, and all that is known of it."""
+
+    models: dict[str, nn.Module]
+    clips: dict[str, Tensor]
+    targets: dict[str, int]
+    classes: list[str]
+    methods: dict[str, dict]
+    steps: int
+    facts: dict[tuple, object] = field(default_factory=dict)  # None: asked for
+
+    @property
+    def areas(self) -> tuple:
+        """The areas of STEP's masks."""
+        return tuple(self.methods["step"].get("areas", AREAS))
+
+    def iterations(self, preset: str) -> int:
+        """How many iterations STEP takes."""
+        return self.methods["step"].get("iterations", PRESETS[preset].iterations)
+
+    def give(self, model: str, clip: str, method: str, found: Tensor) -> None:
+        """Take a map or STEP's masks that the caller has."""
+        one_of("maps, model", model, self.models)
+        one_of("maps, clip", clip, self.clips)
+        one_of("maps, method", method, self.methods)
+        areas = f"{len(self.areas)}, " if method == "step" and found.ndim == 4 else ""
+        shape = ", ".join(map(str, self.clips[clip].shape[1:]))
+        where = f"maps[{model!r}][{clip!r}][{method!r}]"
+        found = _checks.tensor(where, found, f"({areas}{shape})").detach().cpu()
+        self.facts["map", model, clip, self.targets[clip], method] = found
+
+    def find(self, kind: str, model: str, clip: str, target=None, method=None, area=None):
+        """Ask a network: Φ of the "whole" clip, a "map", Φ of what it keeps, its "curve"."""
+        network, given = self.models[model], self.clips[clip]
+        if kind == "whole":
+            return probabilities(network, given)
+        if kind == "map":
+            options = self.methods[method]
+            return attribute(method, network, given[None], target, **options)[0].cpu()
+        found = self.facts["map", model, clip, target, method]
+        if kind == "phi":
+            removal = self.methods["step"].get("removal", "blur")
+            kept = keep(given, see(found, area, self.areas), removal)
+            return float(probabilities(network, kept)[target])
+        heat = see(found, SUM, self.areas).drawn[None].to(given.device)
+        return metrics.insertion(network, given[None], heat, target, steps=self.steps)
+
+    def forget(self, *key) -> None:
+        """Drop what was found for a model, clip, class and method."""
+        for fact in [fact for fact in self.facts if fact[1 : 1 + len(key)] == key]:
+            del self.facts[fact]
+
+
 # --- pictures ---
 
 
@@ -120,6 +176,7 @@ def _film(clip: Tensor, kind: str = "clip", seen: Seen | None = None, *look) -> 
 # --- charts ---
 
 
+@lru_cache(8)
 def energy(seen: Seen) -> list[float]:
     """Return the mean of what is drawn in each frame; a map is scaled to [0, 1] for the eye."""
     drawn = seen.drawn if seen.keep is None else viz.display(seen.drawn)
@@ -143,7 +200,7 @@ def curve_chart(values: dict[str, list[float]], share: float) -> str:
     return _chart("Φ against the share inserted", named, share, f"{share:.0%}", 1.0)
 
 
-def _chart(title: str, lines: dict[str, list[float]], at: float, cursor: str, high: float) -> str:
+def _chart(title: str, curves: dict[str, list[float]], at: float, cursor: str, high: float) -> str:
     """Return an SVG: lines from 0 to ``high``, their legend, a cursor at a share of the width."""
     x = 50 + 400 * at
     parts = [_text(50, 16, title), _text(42, 155, "0", "end"), _text(42, 35, f"{high:.2g}", "end")]
@@ -152,7 +209,7 @@ def _chart(title: str, lines: dict[str, list[float]], at: float, cursor: str, hi
     ]
     parts += [f'<path d="M{x - 7:.1f} 164 h14 l-7 -11 z" fill="currentColor"/>']
     parts += [_text(x, 178, cursor, "middle")]
-    for i, (name, values) in enumerate(lines.items()):
+    for i, (name, values) in enumerate(curves.items()):
         colour, dash = LOOKS[name[0]]
         style = f'fill="none" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"'
         last = max(1, len(values) - 1)
@@ -175,39 +232,44 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
 
 
 # --- files ---
-def files(clip: Tensor, found: Tensor, seen: Seen, areas, **look) -> dict[str, bytes]:
-    """Return what can be downloaded of one explanation, by suffix: the mask, and films of it.
+def files(state: State, key: tuple, area, **look) -> dict[str, bytes]:
+    """Return what can be downloaded of one explanation, by name: the mask, and films of it.
 
     The ``.npz`` holds ``mask``, what is drawn, (T, H, W), and for STEP ``masks`` (A, T, H, W) and
     ``areas`` (A,). ``look``: opacity and cmap, as for `stepkit.save_video`.
     """
-    arrays = {"mask": seen.drawn.numpy()}
-    if found.ndim == 4:
-        arrays |= {"masks": found.numpy(), "areas": np.array(areas)}
-    np.savez_compressed(data := io.BytesIO(), **arrays)
+    model, clip, _, method = key
+    found = state.facts["map", *key]
+    seen = see(found, area, state.areas)
+    arrays = {"masks": found.numpy(), "areas": np.array(state.areas)} if found.ndim == 4 else {}
+    np.savez_compressed(data := io.BytesIO(), mask=seen.drawn.numpy(), **arrays)
     made = {".npz": data.getvalue()}
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in (".mp4", ".gif"):
-            path = Path(folder, f"film{suffix}")
-            viz.save_video(path, clip, seen.drawn, keep=seen.keep, **look)
-            made[suffix] = path.read_bytes()
-    return made
+        for end in (".mp4", ".gif"):
+            film = Path(folder, f"film{end}")
+            viz.save_video(film, state.clips[clip], seen.drawn, keep=seen.keep, **look)
+            made[end] = film.read_bytes()
+    return {f"{clip}_{model}_{method}{end}": data for end, data in made.items()}
 
 
-def scores(seen: Seen, phi, curve, **names) -> pd.DataFrame:
-    """Return a row per number that is seen, with ``names`` as columns.
+def scores(state: State, key: tuple, area) -> pd.DataFrame:
+    """Return a row per number that is seen of one explanation.
 
     ``measure`` is "kept probability", "insertion auc", "mask energy" (``at`` a frame) or
-    "insertion" (``at`` a share). Φ and the curve are None where they are not known.
+    "insertion" (``at`` a share).
     """
+    seen = see(state.facts["map", *key], area, state.areas)
     rows = [("mask energy", t, value) for t, value in enumerate(energy(seen))]
-    if phi is not None:
+    phi, curve = state.facts.get(("phi", *key, area)), state.facts.get(("curve", *key))
+    if isinstance(phi, float):
         rows.append(("kept probability", np.nan, phi))
-    if curve is not None:
+    if isinstance(curve, metrics.Curve):
         points = zip(curve.share.tolist(), curve.curve[0].tolist(), strict=True)
         rows += [("insertion", at, value) for at, value in points]
         rows.append(("insertion auc", np.nan, float(curve.auc[0])))
-    return pd.DataFrame(rows, columns=["measure", "at", "value"]).assign(**names)
+    model, clip, target, method = key
+    names = {"clip": clip, "model": model, "class": state.classes[target], "method": method}
+    return pd.DataFrame(rows, columns=["measure", "at", "value"]).assign(**names, area=area)
 
 
 def link(name: str, data: bytes) -> str:
