@@ -8,8 +8,6 @@ map is always a mask, a float32 map where the caller says ``keep=None``; its val
 tell, as a gradient lies in [0, 1] too.
 """
 
-import math
-
 import matplotlib
 import numpy as np
 import torch
@@ -60,46 +58,6 @@ def display(maps: Tensor) -> Tensor:
     return torch.from_numpy(shown).to(maps.device, torch.float32)
 
 
-def frames_rgb(clip, maps=None, boxes=None, *, opacity=OPACITY, cmap=CMAP) -> np.ndarray:
-    """Render the frames of a clip, under its attribution if one is given, as 8-bit pictures.
-
-    The clip turns grey and dim, and the map lies over it in colour, more opaque where it is higher.
-
-    Parameters
-    ----------
-    clip : Tensor
-        float32 (3, T, H, W) or (1, 3, T, H, W), normalised.
-    maps : Tensor, optional
-        float32 (T, H, W), drawn through `display`, or bool, a mask.
-    boxes : list of Tensor, optional
-        Per frame (n, 4), ``x0, y0, x1, y1`` in pixels; drawn white within a dark line, each one
-        pixel wide (two from a height of 200). An empty list: no boxes.
-    opacity : float, default 0.75
-        Of the colour where the map is 1.
-    cmap : str, default "inferno"
-        A colour map of matplotlib.
-
-    Returns
-    -------
-    ndarray
-        uint8 (T, H, W, 3).
-
-    Raises
-    ------
-    TypeError, ValueError
-        Another dtype or rank, sizes that differ, NaN, an opacity outside [0, 1].
-
-    Examples
-    --------
-    >>> frames_rgb(torch.zeros(3, 8, 56, 56), torch.rand(8, 56, 56)).shape
-    (8, 56, 56, 3)
-    """
-    rgb, maps, boxes = inputs(clip, {} if maps is None else {"": maps}, boxes, 1)
-    require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
-    kind = "overlay" if maps else "clip"
-    return burn(render(kind, rgb, maps.get(""), 1, opacity, cmap), boxes)
-
-
 def inputs(clip, maps: dict, boxes, keep) -> tuple[np.ndarray, dict, list[np.ndarray]]:
     """Check what a picture is made of; return (T, H, W, 3) in [0, 1], the maps, the boxes."""
     one = "(1, 3, T, H, W)" if getattr(clip, "ndim", 4) == 5 else "(3, T, H, W)"
@@ -139,7 +97,11 @@ def _boxes(boxes, count: int) -> list[np.ndarray]:
 
 
 def render(kind: str, rgb: np.ndarray, given, keep, opacity=OPACITY, cmap=CMAP) -> np.ndarray:
-    """Draw one row: frames (T, H, W, 3) in [0, 1] and a map (T, H, W) become uint8 pictures."""
+    """Draw one of `KINDS`: frames (T, H, W, 3) in [0, 1], a map (T, H, W) -> uint8 (T, H, W, 3).
+
+    In an overlay the clip turns grey and dim, and the map lies over it in colour, more opaque where
+    it is higher, at most ``opacity``. ``keep`` as for `stepkit.show`.
+    """
     grey = rgb @ np.array([[0.299], [0.587], [0.114]], np.float32)
     if kind != "clip":
         mask = keep is None or given.dtype == torch.bool
@@ -166,16 +128,3 @@ def top(given: Tensor, keep: float) -> Tensor:
     weights = torch.zeros(given.numel())
     weights[order[: round(keep * given.numel())]] = 1
     return weights.reshape(given.shape)
-
-
-def burn(frames: np.ndarray, boxes: list[np.ndarray]) -> np.ndarray:
-    """Draw boxes into (T, H, W, 3): a dark frame, and the white line inside it."""
-    height, width = frames.shape[1:3]
-    thick = 1 + height // 200
-    for frame, of_frame in zip(frames, boxes, strict=True):
-        for x0, y0, x1, y1 in of_frame:
-            for grow in range(thick, -thick, -1):
-                xs = np.clip([math.floor(x0) - grow, math.ceil(x1) - 1 + grow], 0, width - 1)
-                ys = np.clip([math.floor(y0) - grow, math.ceil(y1) - 1 + grow], 0, height - 1)
-                frame[ys[0] : ys[1] + 1, xs] = frame[ys, xs[0] : xs[1] + 1] = 255 * (grow < 1)
-    return frames

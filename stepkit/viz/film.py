@@ -9,15 +9,13 @@ from PIL import Image
 
 from stepkit._checks import one_of, require
 from stepkit._files import write_whole
-from stepkit.viz._frames import KINDS, burn, inputs, render
+from stepkit.viz._frames import KINDS, inputs, render
 from stepkit.viz._style import CMAP, OPACITY
 
 __all__ = ["save_video"]
 
 
-def save_video(
-    path, clip, maps=None, boxes=None, *, fps=8, scale=None, keep=0.15, opacity=OPACITY, cmap=CMAP
-) -> Path:
+def save_video(path, clip, maps=None, *, fps=8, keep=0.15, opacity=OPACITY, cmap=CMAP) -> Path:
     """Write the clip as a short video; with a map: clip, overlay and what is kept, side by side.
 
     Parameters
@@ -25,16 +23,19 @@ def save_video(
     path : str or Path
         ``.mp4`` (H.264, or MPEG-4 where PyAV lacks it; yuv420p, which browsers play) or ``.gif``
         (looping). It is written whole or not at all.
-    clip, maps, boxes
-        As for `frames_rgb`.
+    clip : Tensor
+        float32 (3, T, H, W) or (1, 3, T, H, W), normalised. Pixels are repeated up to a height of
+        about 224.
+    maps : Tensor, optional
+        float32 (T, H, W), drawn through `stepkit.viz.display`, or bool, a mask.
     fps : float, default 8
         Frames a second.
-    scale : int, optional
-        How often each pixel is repeated, each way. Default: to a height of about 224.
     keep : float or None, default 0.15
-        As for `show`.
-    opacity, cmap
-        As for `frames_rgb`.
+        As for `stepkit.show`.
+    opacity : float, default 0.75
+        Of the colour where the map is 1.
+    cmap : str, default "inferno"
+        A colour map of matplotlib.
 
     Returns
     -------
@@ -44,7 +45,7 @@ def save_video(
     Raises
     ------
     FileNotFoundError, TypeError, ValueError
-        As `show`; no such folder; another suffix, a rate or a scale that is not positive.
+        As `show`; no such folder; another suffix, a rate that is not positive, such an opacity.
 
     Examples
     --------
@@ -57,15 +58,11 @@ def save_video(
         raise FileNotFoundError(f"path: got '{path}', expected a file in a folder that exists")
     require(fps > 0, "fps", fps, "a positive rate")
     require(0 <= opacity <= 1, "opacity", opacity, "a number in [0, 1]")
-    rgb, maps, boxes = inputs(clip, {} if maps is None else {"": maps}, boxes, keep)
-    scale = max(1, round(224 / rgb.shape[1])) if scale is None else scale
-    require(isinstance(scale, int) and scale > 0, "scale", scale, "a whole number above 0")
-    strips = []
+    rgb, maps, _ = inputs(clip, {} if maps is None else {"": maps}, None, keep)
+    scale, strips = max(1, round(224 / rgb.shape[1])), []
     for kind in KINDS[:3] if maps else KINDS[:1]:
         strip = render(kind, rgb, maps.get(""), keep, opacity, cmap)
         strip = strip.repeat(scale, 1).repeat(scale, 2)
-        if kind != "kept":
-            burn(strip, [scale * b for b in boxes])
         strips += [strip, np.full_like(strip[:, :, :8], 255)]
     frames = np.concatenate(strips[:-1], axis=2)
     # yuv420p holds one colour for 2 x 2 pixels: an odd side gets its last line twice.

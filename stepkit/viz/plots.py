@@ -57,20 +57,19 @@ def plot_curves(
     """
     require(len(curves) > 0, "curves", "none", "at least one")
     table = pd.concat([_curve(name, *pair) for name, pair in curves.items()], ignore_index=True)
-    clips = sorted(set(table.groupby("name")["clip"].nunique()))
-    many = clips[-1] > 1
-    figure = Plot(figsize=(9, 4.2))
-    ax = figure.subplots()
-    band = {"errorbar": _interval if many else None, "err_kws": {"alpha": 0.13, "linewidth": 0}}
-    sns.lineplot(table, x="x", y="y", **_looks("name", curves), markersize=6, **band, ax=ax)
+    clips = table.groupby("name")["clip"].nunique()
+    few, most = clips.min(), clips.max()
+    band = {"errorbar": _interval if most > 1 else None, "err_kws": {"alpha": 0.13, "linewidth": 0}}
+    count = f"{most}" if few == most else f"{few} to {most}"
+    note = f"mean over {count} clips,\nband: 95 % bootstrap" if most > 1 else "one clip"
+    look = _looks("name", curves) | band | {"markersize": 6}
+    figure = _lines(table, "x", {"y": title or ""}, note, look, height=4.2)
+    figure.axes[0].set(xlabel=xlabel, ylabel=ylabel)
     # Ten markers a curve, each method's elsewhere, so that they do not hide one another.
-    drawn = [line for line in ax.lines if len(line.get_xdata())]
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata())]
     for i, line in enumerate(drawn):
         every = max(1, len(line.get_xdata()) // 10)
         line.set_markevery((i * every // len(drawn), every))
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
-    note = "to ".join(f"{n} " for n in dict.fromkeys((clips[0], clips[-1])))
-    _legend(figure, ax, f"mean over {note}clips,\nband: 95 % bootstrap" if many else "one clip")
     return figure
 
 
@@ -100,9 +99,9 @@ def _looks(column: str, names) -> dict:
     return look | {"dashes": looks["dashes"].to_dict()}
 
 
-def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False, title=None) -> Figure:
+def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False) -> Figure:
     """Plot a table of means with intervals, all panels side by side; see `forest`."""
-    return forest(table, xlabel=xlabel, zero=zero, title=title, across=0)
+    return forest(table, xlabel=xlabel, zero=zero, across=0)
 
 
 @STYLED
@@ -111,7 +110,6 @@ def forest(
     *,
     xlabel: str,
     zero: bool = True,
-    title=None,
     across: int = 2,
     margin: float = 0.0,
     sharex: bool = True,
@@ -127,8 +125,6 @@ def forest(
         What is measured.
     zero : bool
         Draw a line at 0.
-    title : str, optional
-        Above the picture.
     across : int
         Panels beside one another; 1 or 2 can be read at 420 pixels. 0: all, on 9 inches.
     margin : float
@@ -168,7 +164,6 @@ def forest(
             ax.axvspan(-margin, margin, color="0.9", linewidth=0, zorder=0)
         ax.set_title(str(name), fontsize=FONT - 1)
     figure.supxlabel(xlabel, fontsize=FONT)
-    figure.suptitle(title or "", fontsize=FONT, x=0, ha="left")
     style = {"handlelength": 2, "columnspacing": 1, "ncols": 2 if width < 9 else 4}
     figure.legend(legend.values(), legend, loc="outside upper center", **style)
     return figure
@@ -198,7 +193,7 @@ def _draw_panel(ax, panel: pd.DataFrame, rows: list, looks: pd.DataFrame) -> Non
 
 
 @STYLED
-def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
+def plot_pairs(table: pd.DataFrame, *, label: str) -> Figure:
     """Plot one column of a table against another, a marker for each value of an index level.
 
     Parameters
@@ -207,8 +202,6 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
         Two columns; the first goes along the horizontal axis. Rows with NaN are not drawn.
     label : str
         The level of the index that tells the markers apart.
-    title : str, optional
-        Above the picture.
 
     Returns
     -------
@@ -221,9 +214,8 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
     figure = Plot(figsize=(6, 3.6))
     ax = figure.subplots()
     look = _looks(label, table.index.unique(label))
-    del look["dashes"]
+    del look["dashes"]  # of lines
     sns.scatterplot(table.reset_index(label), x=across, y=up, **look, s=45, ax=ax)
-    ax.set_title(title or "")
     ax.margins(x=0.05)
     r, n = table[across].corr(table[up], min_periods=3), len(table.dropna())
     _legend(figure, ax, "" if math.isnan(r) else f"r = {r:.2f} of\n{n} points")
@@ -231,15 +223,13 @@ def plot_pairs(table: pd.DataFrame, *, label: str, title=None) -> Figure:
 
 
 @STYLED
-def plot_history(history, areas=None) -> Figure:
+def plot_history(history) -> Figure:
     """Plot how STEP's optimisation went: probability, area loss and core loss, a line per area.
 
     Parameters
     ----------
     history : pandas.DataFrame
         Columns clip, area, iteration, probability, area_loss, core_loss. Clips are averaged.
-    areas : sequence of float, optional
-        Which areas, as shares. Default: all.
 
     Returns
     -------
@@ -249,45 +239,32 @@ def plot_history(history, areas=None) -> Figure:
     Raises
     ------
     ValueError
-        A missing column, no row, an area that the history does not have.
+        A missing column, or no row.
 
     Examples
     --------
-    >>> figure = plot_history(found.history, areas=(0.05, 0.20))  # doctest: +SKIP
+    >>> figure = plot_history(found.history)  # doctest: +SKIP
     """
     panels = ["probability", "area_loss", "core_loss"]
     columns = ["clip", "area", "iteration", *panels]
     missing = sorted(set(columns) - set(history.columns))
     require(not missing, "history", f"no column {missing}", f"columns {columns}")
     require(len(history) > 0, "history", "no row", "at least one iteration")
-    known = sorted(history["area"].unique())
-    names = {_nearest(area, known): f"{100 * area:.3g} %" for area in areas or known}
-    mean = history.groupby(["area", "iteration"])[panels].mean().loc[list(names)].reset_index()
-    mean["area"] = mean["area"].map(names)
-    figure = Plot(figsize=(9, 3))
-    axes = figure.subplots(1, len(panels))
-    for ax, column in zip(axes, panels, strict=True):
-        # Areas have an order, so their colours have one: from light to dark.
-        look = {"hue": "area", "style": "area", "palette": "crest", "legend": ax is axes[0]}
-        sns.lineplot(mean, x="iteration", y=column, **look, ax=ax)
-        ax.set(title=column.replace("_", " "), ylabel="")
-        if column == "probability":
-            ax.set_ylim(-0.03, 1.03)
-        elif (mean[column] > 0).all():
+    mean = history.groupby(["area", "iteration"])[panels].mean().reset_index()
+    mean["area"] = [f"{100 * area:.3g} %" for area in mean["area"]]
+    clips = history["clip"].nunique()
+    note = "area" if clips == 1 else f"area\n({clips} clips)"
+    # Areas have an order, so their colours have one: from light to dark.
+    look = {"hue": "area", "style": "area", "palette": "crest"}
+    figure = _lines(mean, "iteration", {c: c.replace("_", " ") for c in panels}, note, look)
+    figure.axes[0].set_ylim(-0.03, 1.03)
+    for ax, column in zip(figure.axes[1:], panels[1:], strict=True):
+        if (mean[column] > 0).all():
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-    clips = history["clip"].nunique()
-    _legend(figure, axes[0], "area" if clips == 1 else f"area\n({clips} clips)")
     return figure
-
-
-def _nearest(area: float, known: list) -> float:
-    """Return the area of the history that ``area`` means; as float32, 0.05 is another number."""
-    same = [k for k in known if math.isclose(k, area, rel_tol=1e-4)]
-    require(len(same) > 0, "areas", area, "one of " + ", ".join(f"{k:g}" for k in known))
-    return same[0]
 
 
 @STYLED
@@ -306,15 +283,21 @@ def plot_training(histories: Mapping[str, pd.DataFrame]) -> Figure:
     require(len(histories) > 0, "histories", "none", "at least one")
     table = pd.concat(histories, names=["name"]).reset_index("name")
     table["epoch"] += 1
-    figure = Plot(figsize=(9, 3.2))
-    axes = figure.subplots(1, 2)
     panels = {"loss": "training loss", "val_top1": "validation accuracy"}
+    look = _looks("name", list(histories)) | {"markers": False}
+    figure = _lines(table, "epoch", panels, "", look)
+    figure.axes[1].set_ylim(-0.03, 1.03)
+    return figure
+
+
+def _lines(table: pd.DataFrame, x: str, panels: dict, note: str, look: dict, height=3) -> Figure:
+    """Draw columns of a table by seaborn, each in a panel with a title, and one legend."""
+    figure = Plot(figsize=(9, height))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
-        look = {**_looks("name", list(histories)), "markers": False, "legend": ax is axes[0]}
-        sns.lineplot(table, x="epoch", y=column, **look, ax=ax)
+        sns.lineplot(table, x=x, y=column, legend=ax is axes[0], **look, ax=ax)
         ax.set(title=title, ylabel="")
-    axes[1].set_ylim(-0.03, 1.03)
-    _legend(figure, axes[0], "")
+    _legend(figure, axes[0], note)
     return figure
 
 
