@@ -22,7 +22,7 @@ except (KeyError, OSError):  # a number without a name, as in containers: torch 
 from stepkit import data, metrics, models, removal, stats, sweep, training, viz
 from stepkit.attribution import attribute, method, methods, step
 from stepkit.clips import read_clip, read_clips
-from stepkit.data import load_dataset
+from stepkit.data import dataset, load_dataset
 from stepkit.metrics import deletion, insertion, metric, pointing_game, reliability
 from stepkit.models import scores
 from stepkit.models.wrapped import wrap
@@ -35,6 +35,7 @@ __all__ = [
     "Study",
     "attribute",
     "data",
+    "dataset",
     "deletion",
     "explore",
     "insertion",

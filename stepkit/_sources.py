@@ -1,13 +1,12 @@
 """Sources of frames: a video decoded by PyAV, images, or an array; damage is noticed.
 
 Floor below `stepkit.clips`, which chooses frames, resizes and normalises them. A source is a path,
-a binary file, or an array: `as_source` makes one of what a caller has.
+a list of images, a binary file, or an array: `as_source` makes one of what a caller has.
 """
 
 import io
 import re
 import struct
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
 from stepkit import _video
-from stepkit._checks import require
+from stepkit._checks import require, warn
 from stepkit._video import check_end, decode, name_of, open_video, opened, refuse, timeline, upright
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -31,7 +30,7 @@ BROKEN += (RuntimeError, struct.error, Image.DecompressionBombError)  # what Pil
 
 
 def as_source(path):
-    """Return the source that ``path`` stands for: a ``Path``, a binary file or a uint8 array."""
+    """Return the source that ``path`` stands for; raises ``ValueError``, ``FileNotFoundError``."""
     if isinstance(path, (bytes, bytearray, memoryview)):
         path = io.BytesIO(path)
     if hasattr(path, "ndim"):
@@ -40,6 +39,8 @@ def as_source(path):
         expected = "RGB frames, uint8 (T, H, W, 3)"
         require(fits and frames.size > 0, "path", f"{frames.dtype} {frames.shape}", expected)
         return frames
+    if isinstance(path, list):
+        return path
     if hasattr(path, "read"):
         fits = not isinstance(path, io.TextIOBase) and path.seekable()
         require(fits, "path", repr(path), "a binary file that can be read from its beginning again")
@@ -61,32 +62,44 @@ def lazy_frames(source, start=0, damage=None) -> Iterator[tuple[int, Callable[[]
     ``damage`` goes the position of each frame that is damaged, or before which some are missing;
     the call of a damaged one raises a ``ValueError``.
     """
+    with _stills(source) as stills:
+        if stills is not None:
+            yield from enumerate(stills)
+            return
+    converter = VideoReformatter()  # setting one up per frame costs ten times the conversion
+    for index, frame, harmed in decode(source, start, [] if damage is None else damage):
+        expected = "frames outside the damage (start, stop), or the video encoded anew"
+        said = partial(refuse, source, f"whose frame {index} is damaged", expected)
+        yield index, said if harmed else partial(upright, frame, converter)
+
+
+@contextmanager
+def _stills(source):
+    """Yield calls that make the pixels of an array's, a folder's or a GIF's frames; None: video."""
     if isinstance(source, np.ndarray):
-        yield from enumerate(partial(np.asarray, frame) for frame in source)
-    elif isinstance(source, Path) and source.is_dir():
-        files = _images(source)
+        yield [partial(np.asarray, frame) for frame in source]
+    elif isinstance(source, list) or (isinstance(source, Path) and source.is_dir()):
+        files = images(source)
         shape = _image(files[0]).shape
-        yield from enumerate(partial(_image, file, shape) for file in files)
+        yield [partial(_image, file, shape) for file in files]
     elif _is_picture(source):
-        with _picture(source) as image:
-            yield from enumerate(partial(_turn, source, image, i) for i in range(image.n_frames))
+        check_end(source)
+        with opened(source) as file:
+            image = _open(source, file)
+            with _decoding(source):
+                count = image.n_frames
+            if count > _video.MOST_FRAMES:
+                refuse(source, f"of {count} frames", f"at most {_video.MOST_FRAMES}")
+            yield [partial(_turn, source, image, i) for i in range(count)]
     else:
-        converter = VideoReformatter()  # setting one up per frame costs ten times the conversion
-        for index, frame, harmed in decode(source, start, [] if damage is None else damage):
-            expected = "frames outside the damage (start, stop), or the video encoded anew"
-            said = partial(refuse, source, f"whose frame {index} is damaged", expected)
-            yield index, said if harmed else partial(upright, frame, converter)
+        yield None
 
 
 def guess_count(source) -> int:
     """Return what the metadata say of the number of frames: a guess for videos."""
-    if isinstance(source, np.ndarray):
-        return len(source)
-    if isinstance(source, Path) and source.is_dir():
-        return len(_images(source))
-    if _is_picture(source):
-        with _picture(source) as image:
-            return image.n_frames
+    with _stills(source) as stills:
+        if stills is not None:
+            return len(stills)
     with open_video(source) as (container, stream, _):
         return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
 
@@ -95,12 +108,10 @@ def between(source, seconds) -> tuple[int, int]:
     """Return ``start, stop`` of the frames that a video shows in ``seconds`` from its first."""
     fits = len(seconds) == 2 and 0 <= seconds[0] < seconds[1]
     require(fits, "seconds", seconds, "(from, to), with 0 <= from < to")
-    line = None
-    if not isinstance(source, np.ndarray) and not (isinstance(source, Path) and source.is_dir()):
-        line = None if _is_picture(source) else timeline(source)
-    require(
-        line is not None, "seconds", f"{name_of(source)}, which tells no times", "start and stop"
-    )
+    with _stills(source) as stills:
+        line = timeline(source) if stills is None else None
+    told = f"{name_of(source)}, which tells no times"
+    require(line is not None, "seconds", told, "start and stop")
     # a thousandth: the precision of Matroska, where 1/30 is written as 0.033
     shown = [float((pts - line.pts[0]) * line.tick) + 1e-3 for pts in line.pts]
     start, stop = (bisect_left(shown, moment) for moment in seconds)
@@ -113,8 +124,9 @@ def warn_of(source, damage: list[int]) -> None:
     """Warn of ``damage``, the frames that `lazy_frames` found damaged, if there is any."""
     if damage:
         where = f"{name_of(source)}: damaged between the frames {min(damage)} and {max(damage)}"
-        said = "none of these is used, but some may be missing, and later ones count too low"
-        warnings.warn(f"{where}; {said}", stacklevel=4)
+        warn(
+            f"{where}; none of these is used, but some may be missing, and later ones count too low"
+        )
 
 
 # --- images ---
@@ -129,17 +141,11 @@ def _is_picture(source) -> bool:
 
 
 @contextmanager
-def _picture(source):
-    check_end(source)
-    with opened(source) as file:
-        image = _open(source, file)
-        try:
-            count = image.n_frames
-        except BROKEN as error:
-            refuse(source, f"which does not decode ({error})", "an intact image")
-        if count > _video.MOST_FRAMES:
-            refuse(source, f"of {count} frames", f"at most {_video.MOST_FRAMES}")
-        yield image
+def _decoding(source, what: str = "which"):
+    try:
+        yield
+    except BROKEN as error:
+        refuse(source, f"{what} does not decode ({error})", "an intact image")
 
 
 def _open(source, file) -> Image.Image:
@@ -149,11 +155,9 @@ def _open(source, file) -> Image.Image:
         refuse(source, f"of {size} bytes", f"at most {MOST_BYTES} bytes, or a video")
     file.seek(0)
     Image.init()
-    try:  # of bytes: of a file Pillow takes memory for as much as a PNG says that follows
-        content = io.BytesIO(file.read())
+    content = io.BytesIO(file.read())  # of a file Pillow takes memory for all a PNG says it has
+    with _decoding(source):
         image = Image.open(content, formats=[name for name in FORMATS if name in Image.OPEN])
-    except BROKEN as error:
-        refuse(source, f"which does not decode ({error})", "an intact image")
     _check_size(source, image)
     return image
 
@@ -165,14 +169,15 @@ def _check_size(source, image: Image.Image) -> None:
 
 
 def _turn(source, image: Image.Image, i: int) -> np.ndarray:
-    try:
+    with _decoding(source, f"whose frame {i}"):
         image.seek(i)
-    except BROKEN as error:
-        refuse(source, f"whose frame {i} does not decode ({error})", "an intact image")
     return _rgb(source, image)
 
 
-def _images(folder: Path) -> list[Path]:
+def images(folder: Path | list[Path]) -> list[Path]:
+    """Return the images of a folder in the natural order of their names; of a list, the list."""
+    if isinstance(folder, list):
+        return folder
     files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGES]
     files = [file for file in files if not file.name.startswith(".") and file.is_file()]
     if not files:
@@ -196,7 +201,7 @@ def _image(file: Path, shape: tuple | None = None) -> np.ndarray:
 def _rgb(source, image: Image.Image) -> np.ndarray:
     """Return RGB pixels, upright, what is transparent on black."""
     _check_size(source, image)  # later frames may be larger
-    try:
+    with _decoding(source):
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # grey of 16 bits: Pillow would clip it at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -204,5 +209,3 @@ def _rgb(source, image: Image.Image) -> np.ndarray:
             black = Image.new("RGBA", image.size, (0, 0, 0, 255))
             image = Image.alpha_composite(black, image.convert("RGBA"))
         return np.asarray(image.convert("RGB"))
-    except BROKEN as error:
-        refuse(source, f"which does not decode ({error})", "an intact image")

@@ -5,7 +5,6 @@ Floor below `stepkit._sources`. A source here is a path or a binary file.
 
 import io
 import time
-import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from av.codec.context import CodecContext, Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from stepkit._checks import require
+from stepkit._checks import require, warn
 
 # Small files can unfold without end: what is beyond any camera is refused before it fills memory.
 MOST_FRAMES = 500_000  # at a time: 5 hours at 25 a second
@@ -50,6 +49,7 @@ TIMED = ("matroska,webm", "asf")  # the header tells the duration
 def name_of(source) -> str:
     if isinstance(source, np.ndarray):
         return f"an array {source.shape}"
+    source = source[0].parent if isinstance(source, list) else source
     name = source if isinstance(source, Path) else getattr(source, "name", None)
     return f"'{name}'" if name is not None else f"a {type(source).__name__}"
 
@@ -163,12 +163,13 @@ def _decode(source, line, first, damage):
         if stream.codec_context.color_trc in HDR:
             kind = HDR[stream.codec_context.color_trc]
             said = f"{kind} (HDR) is read as if it were SDR; tone-map it first (docs/guide.md)"
-            warnings.warn(f"{name_of(source)}: {said}", stacklevel=7)
+            warn(f"{name_of(source)}: {said}")
         if first:
             container.seek(first[1], stream=stream)
         harmed = []  # numbers of the packets that are damaged, or lost, since the last key frame
         for number, (packet, broken, lost) in enumerate(_packets(source, container, stream)):
-            packet.opaque = number  # a frame tells by it which packet it comes from
+            # a frame tells by it which packet it comes from; PyAV keeps it by its address
+            packet.opaque = [number]
             if broken or lost:
                 harmed.append(number if broken else number - 1)
                 damage.append(index + 1)
@@ -184,7 +185,7 @@ def _decode(source, line, first, damage):
                 index += 1
                 if first and line.pts[index : index + 1] != [frame.pts]:
                     raise _AstrayError
-                origin = number if frame.opaque is None else frame.opaque
+                (origin,) = frame.opaque or [number]
                 if frame.is_corrupt:
                     harmed.append(origin)
                 if frame.key_frame:

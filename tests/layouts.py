@@ -11,7 +11,7 @@ from PIL import Image
 
 from stepkit.clips import unnormalise
 from stepkit.data import Synthetic
-from stepkit.data.folder import position
+from stepkit.data.files import position
 
 T, H, W = 12, 48, 64
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from stepkit.clips import frame_count, unnormalise
 from stepkit.data import load_dataset
-from stepkit.data.folder import SHARES, Folder
+from stepkit.data.files import SHARES, Folder
 from stepkit.data.sample import batch, collate
 from stepkit.data.ucf101 import UCF101, boxes_at, frame_numbers, read_annotations, read_split
 
@@ -300,28 +300,32 @@ def test_frame_numbers(tmp_path):
 
 
 def test_parts_share_no_frame(ucf):
-    first = UCF101(ucf, frames=30, part=(0, 0.6))
-    last = UCF101(ucf, frames=30, part=(0.6, 1))
-    for i in range(2):
-        n = frame_count(first.paths[i])
-        assert sorted({*first.sampled(i), *last.sampled(i)}) == list(range(n))
-        assert max(first.sampled(i)) < min(last.sampled(i))
-    assert first.ids[0] == "v_Archery_g01_c01@0-0.6"
-    assert not set(first.ids) & set(last.ids)
-    assert [len(boxes) for boxes in last[1].boxes] == [2] * 18 + [1] * 12  # frames 7, 8, … 11
-    with pytest.raises(ValueError, match=r"part: .* of the 9 frames of .*v_Archery_g01_c01"):
-        UCF101(ucf, part=(0.0, 0.05))[0]
+    parts = [UCF101(ucf, s, frames=30, parts=True) for s in ("train", "val", "test")]
+    parts[0].mode = "test"
+    for i in range(3):
+        n = frame_count(parts[0].paths[i])
+        shown = [part.sampled(i) for part in parts]
+        assert sorted(set().union(*shown)) == list(range(n))
+        assert max(shown[0]) < min(shown[1]) <= max(shown[1]) < min(shown[2])
+    assert parts[0].ids[0] == "v_Archery_g01_c01@0-0.6"
+    assert len(set().union(*(part.ids for part in parts))) == 9
+    assert [len(boxes) for boxes in parts[2][2].boxes] == [2] * 10 + [1] * 20  # frames 9, 10, 11
+    write_frames(ucf / "frames/Archery/v_Archery_g09_c01", [np.zeros((8, 8, 3), np.uint8)], [1])
+    for number in range(3, 13):
+        (ucf / f"frames/Archery/v_Archery_g09_c01/v_Archery_g09_c01.{number:04d}.png").unlink(True)
+    with pytest.raises(ValueError, match=r"parts: .* of the 1 frames of .*v_Archery_g09_c01"):
+        UCF101(ucf, "train", parts=True)[1]
 
 
 def test_missing_videos(ucf):
     (ucf / "videos/Biking/v_Biking_g01_c01.avi").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 listed .*: Biking/v_Biking_g01_c01;"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 listed .*: v_Biking_g01_c01;"):
         UCF101(ucf)
     with pytest.warns(UserWarning, match="1 of 2") as caught:
         dataset = UCF101(ucf, missing="skip")
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    assert (len(dataset), dataset.missing) == (1, ["Biking/v_Biking_g01_c01"])
+    assert (len(dataset), dataset.missing) == (1, ["v_Biking_g01_c01"])
     # classes come from the annotation, not from what happens to be there
     assert dataset.classes == ["Archery", "Biking"]
 
@@ -355,27 +359,34 @@ def test_files_count_before_frames_and_wherever_they_are(ucf):
     assert len(UCF101(ucf)) == 2
 
 
-def test_named_files(ucf, tmp_path):
-    (tmp_path / "mine.txt").write_text("Biking/v_Biking_g01_c01.avi\n")
-    moved = (ucf / "annotations/pyannot.pkl").rename(tmp_path / "boxes.pkl")
+def test_lists_may_lie_beside_the_videos_and_name_annotated_classes(ucf):
+    mine = ucf / "annotations/testlist01.txt"
+    mine.write_text("Biking/v_Biking_g01_c01.avi\n")
+    moved = (ucf / "annotations/pyannot.pkl").rename(ucf / "boxes.pkl")
     with pytest.raises(FileNotFoundError, match=r"root: .*pyannot\.pkl"):
         UCF101(ucf)
-    dataset = UCF101(ucf, annotations=moved, split_list=tmp_path / "mine.txt")
-    assert dataset.ids == ["v_Biking_g01_c01"]
-    (tmp_path / "mine.txt").write_text("Typing/v_Typing_g01_c01.avi\n")
+    moved.rename(ucf / "pyannot.pkl")
+    assert UCF101(ucf).ids == ["v_Biking_g01_c01"]
+    mine.write_text("Typing/v_Typing_g01_c01.avi\n")
     with pytest.raises(ValueError, match=r"split_list: got .*Typing.*Archery, Biking"):
-        UCF101(ucf, annotations=moved, split_list=tmp_path / "mine.txt")
+        UCF101(ucf)
+
+
+def test_the_last_group_of_the_training_list_validates(ucf):
+    black = [np.zeros((16, 16, 3), np.uint8)] * 3
+    write_video(ucf / "videos/Biking/v_Biking_g25_c02.avi", black)
+    with (ucf / "annotations/thumos13_ucf24_trainlist01.txt").open("a") as file:
+        file.write("Biking/v_Biking_g25_c02\n")
+    assert UCF101(ucf, "train").ids == ["v_Archery_g09_c01", "v_Biking_g02_c01"]
+    assert UCF101(ucf, "val").ids == ["v_Biking_g25_c02"]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"split": "val"}, "split: got 'val', expected one of 'train', 'test', 'all'"),
+        ({"split": "dev"}, "split: got 'dev', expected one of 'train', 'val', 'test', 'all'"),
         ({"missing": "ignore"}, "missing: got 'ignore'"),
-        ({"mode": "eval"}, "mode: got 'eval'"),
-        ({"part": (0.5, 0.5)}, "part: got"),
-        ({"part": (0.5, 1.5)}, "part: got"),
-        ({"split": "all", "split_list": "x"}, "split_list: got x"),
+        ({"split": "val"}, "split: got no clip in 'val'"),
     ],
 )
 def test_wrong_arguments(ucf, wrong, message):
@@ -392,8 +403,8 @@ def test_wrong_root(tmp_path):
 
 def test_train_mode_draws_from_seed_epoch_and_id(ucf):
     def draws(seed, epoch):
-        dataset = UCF101(ucf, frames=3, mode="train", seed=seed)
-        dataset.epoch = epoch
+        dataset = UCF101(ucf, frames=3, seed=seed)
+        dataset.mode, dataset.epoch = "train", epoch
         return [dataset.sampled(i) for _ in range(2) for i in range(2)]
 
     before = torch.random.get_rng_state()
@@ -405,7 +416,8 @@ def test_train_mode_draws_from_seed_epoch_and_id(ucf):
 
 
 def test_workers_give_the_same_samples(ucf):
-    dataset = UCF101(ucf, frames=4, size=24, mode="train")
+    dataset = UCF101(ucf, frames=4, size=24)
+    dataset.mode = "train"
     loader = DataLoader(dataset, batch_size=1, num_workers=2, collate_fn=collate)
     there = list(loader)
     assert dataset._counts.tolist() == [9, 12]  # counted once, by the workers
@@ -489,7 +501,9 @@ def test_folder_with_split_folders(tmp_path):
     assert (val.ids, val.targets, val.classes) == (["val__bee__0001"], [1], ["ant", "bee"])
     assert len(Folder(tmp_path, split="train")) == 3
     assert len(Folder(tmp_path)) == 4
-    with pytest.raises(ValueError, match="split: got 'test', expected one of None, 'train', 'val'"):
+    with pytest.raises(
+        ValueError, match="split: got 'test', expected one of 'all', 'train', 'val'"
+    ):
         Folder(tmp_path, split="test")
     with pytest.raises(ValueError, match="group: got"):
         Folder(tmp_path, group=_scene)
@@ -550,7 +564,7 @@ def test_real_samples(real_ucf):
     for i, sample in enumerate(dataset[i] for i in range(12)):
         assert sample.clip.shape == (3, 8, 56, 72)
         assert dataset.ids[i].split("_")[1] == dataset.classes[sample.target]
-        annotated = dataset.annotations[f"{dataset.paths[i].parent.name}/{sample.id}"]
+        annotated = dataset.listed[i].annotation
         if dataset.paths[i].is_file():
             assert dataset._counts[i] == annotated["numf"], sample.id
         else:  # the folders hold a part of their video

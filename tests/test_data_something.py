@@ -78,8 +78,8 @@ def test_samples(something):
 
 def test_train_mode_draws_from_seed_epoch_and_id(something):
     def draws(seed, epoch):
-        dataset = SomethingV2(something, frames=3, mode="train", seed=seed)
-        dataset.epoch = epoch
+        dataset = SomethingV2(something, frames=3, seed=seed)
+        dataset.mode, dataset.epoch = "train", epoch
         return dataset.sampled(0)
 
     runs = [draws(*run) for run in [(0, 0), (0, 1), (1, 0), (0, 0)]]
@@ -137,24 +137,22 @@ def test_splits_by_name_share_no_video(tmp_path):
     assert (len(parts), parts.ids[0]) == (400, "1@0.75-1")
 
 
-def test_named_lists(something, tmp_path):
-    mine = write(tmp_path / "mine.json", [entry("9", 1)])
-    assert SomethingV2(something, split_list=mine).targets == [1]
-    index = (something / "annotations/top25_labels_index.json").rename(tmp_path / "index.json")
+def test_lists_may_lie_beside_the_videos(something):
+    write(something / "annotations/val_1000.json", [entry("9", 1)])
+    assert SomethingV2(something).targets == [1]
+    index = (something / "annotations/top25_labels_index.json").rename(something / "index")
     with pytest.raises(FileNotFoundError, match=r"root: .*labels_index\.json"):
-        SomethingV2(something, split_list=mine)
-    assert SomethingV2(something, split_list=mine, class_list=index).ids == ["9"]
+        SomethingV2(something)
+    index.rename(something / "top25_labels_index.json")
+    assert SomethingV2(something).ids == ["9"]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"split": "val"}, "split: got 'val', expected one of 'train', 'test', 'all'"),
+        ({"split": "dev"}, "split: got 'dev', expected one of 'train', 'val', 'test', 'all'"),
         ({"missing": "ignore"}, "missing: got 'ignore'"),
-        ({"split": "all", "split_list": "x"}, "split_list: got x"),
-        ({"share": (0.5, 0.5)}, "share: got"),
-        ({"share": (0.0, 1e-9)}, "split: got no clip"),
-        ({"part": (0.5, 1.5)}, "part: got"),
+        ({"split": "val"}, "split: got no clip"),
     ],
 )
 def test_wrong_arguments(something, wrong, message):

@@ -6,7 +6,7 @@ import pytest
 from test_data_real import write_class
 
 from stepkit.data import load_dataset
-from stepkit.data.folder import SHARES, Folder
+from stepkit.data.files import SHARES, Folder
 
 
 def counts(root, **options):

@@ -526,7 +526,7 @@ def test_videos_are_known_by_their_content_not_by_their_names_or_place(tmp_path)
     c = clip_files(tmp_path / "c")
     one, two, aside = (tmp_path / "c" / "train" / name for name in ("one", "two", "aside"))
     one.rename(aside), two.rename(one), aside.rename(two)  # class folders exchanged
-    assert _keys.data(c.__class__(tmp_path / "c", 2, 24, "train", "train")) != first
+    assert _keys.data(c.__class__(tmp_path / "c", "train", 2, 24)) != first
 
 
 # ------------------------------------------------------------------------------------- the store

@@ -174,7 +174,7 @@ def test_load_dataset_by_name(tmp_path):
     assert len(load_dataset("object", "val", frames=4, size=32, n=5)) == 5
     with pytest.raises(ValueError, match="data: "):
         load_dataset("ucf101-24", "test", frames=4, size=32)
-    with pytest.raises(ValueError, match="name: "):
+    with pytest.raises(ValueError, match="dataset: got 'kinetics', expected one of"):
         load_dataset("kinetics", "test", frames=4, size=32)
 
 

@@ -441,3 +441,25 @@ def test_playlists_and_scripts_are_refused(tmp_path, monkeypatch, name, as_bytes
     with pytest.raises(ValueError, match="expected an intact video itself, no playlist"):
         frame_count(text.encode() if as_bytes else name)
     assert not opened
+
+
+def test_two_videos_read_in_turn_keep_their_own_damage(tmp_path):
+    """PyAV finds what goes with a packet by its address: numbers below 257 share theirs."""
+    path = video(tmp_path / "v.mkv", moving(40), "libx264", threads="1", g="10", bf="0")
+    with av.open(str(path)) as container:
+        places = [(each.pos, each.size) for each in container.demux() if each.size]
+    data = bytearray(path.read_bytes())
+    at = places[15][0] + places[15][1] // 2
+    data[at : at + 100] = bytes(100)
+    path.write_bytes(data)
+
+    def hurt(frames):
+        return [(index, harmed) for index, _, harmed in frames]
+
+    alone = hurt(_video.decode(path, 0, []))
+    assert 0 < sum(harmed for _, harmed in alone) <= 10
+    for first in (5, 13, 16):
+        frames = _video.decode(path, 0, [])
+        started = hurt(next(frames) for _ in range(first))
+        assert hurt(_video.decode(path, 0, [])) == alone
+        assert started + hurt(frames) == alone

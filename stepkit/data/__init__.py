@@ -1,48 +1,38 @@
 """Datasets: three generated stand-ins, the paper's three from disk, a plain folder of videos."""
 
-from functools import partial
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
-from stepkit._checks import one_of, require
-from stepkit.data.epic import EpicObject
-from stepkit.data.folder import Folder
-from stepkit.data.sample import Batch, Sample, batch, collate
+from stepkit._checks import require
+from stepkit._registry import bring
+from stepkit.data.epic import EpicObject, EpicObjectClean
+from stepkit.data.files import Folder
+from stepkit.data.sample import DATASETS, Batch, Sample, as_dataset, batch, collate, dataset
 from stepkit.data.something import SomethingV2
-from stepkit.data.synthetic import CLASSES, Synthetic
+from stepkit.data.synthetic import Synthetic
 from stepkit.data.ucf101 import UCF101
 
 __all__ = [
+    "DATASETS",
     "UCF101",
     "Batch",
     "EpicObject",
+    "EpicObjectClean",
     "Folder",
     "Sample",
     "SomethingV2",
     "Synthetic",
+    "as_dataset",
     "batch",
     "collate",
+    "dataset",
     "load_dataset",
 ]
 
-# Parts of each video for training, choosing a checkpoint, and explaining, where too few videos are
-# at hand to hold whole ones out.
-PARTS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
-
-# What of its list each split is: a tenth of the training list chooses the checkpoint, the last
-# group of scenes of UCF101.
-SHARES = {"train": (0.0, 0.9), "val": (0.9, 1.0), "test": (0.0, 1.0)}
-GROUPS = {"train": range(1, 25), "val": [25], "test": None}
-
-ON_DISK = {
-    "ucf101-24": UCF101,
-    "epic-object": EpicObject,
-    "epic-object-clean": partial(EpicObject, clean=True),
-    "something-v2": SomethingV2,
-}
-
 
 def load_dataset(
-    name: str,
+    name: str | Callable,
     split: str,
     *,
     frames: int,
@@ -51,15 +41,18 @@ def load_dataset(
     data: str = "",
     parts: bool = False,
     seed: int = 0,
+    extra: str = "",
+    **options,
 ):
     """Return one split of a dataset by its name, as the notebooks ask for it.
 
     Parameters
     ----------
-    name : str
+    name : str, callable, dataset or list of Sample
         ``"appearance"``, ``"object"``, ``"motion"`` (generated); ``"ucf101-24"``,
         ``"epic-object"``, ``"something-v2"`` (the paper's); ``"epic-object-clean"``, divided by
-        recording, see `EpicObject`; or ``"folder"``.
+        recording, see `EpicObjectClean`; ``"folder"``; what `dataset` made known, or could have. A
+        dataset or a list of samples is itself, for every split.
     split : str
         ``"train"``, ``"val"`` or ``"test"``; of data on disk also ``"all"``: every clip that is
         there. Of the paper's datasets "test" is the published validation list, and "val" a part of
@@ -77,25 +70,30 @@ def load_dataset(
         handful of videos, not a benchmark. Every annotated video on disk is then used.
     seed : int
         Of generation and of training-time sampling.
+    extra : str
+        A module of one's own, by its dotted name: what it registers is known.
+    options
+        Of the dataset itself, as ``missing="skip"``.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, no ``data`` where it is needed, or as the dataset.
+
+    Examples
+    --------
+    >>> load_dataset("motion", "test", n=6, frames=8, size=48).classes[:2]
+    ['left', 'right']
     """
-    one_of("name", name, (*CLASSES, *ON_DISK, "folder"))
-    one_of("split", split, PARTS if name in CLASSES else (*PARTS, "all"))
-    if name in CLASSES:
-        return Synthetic(name, split, n=n, frames=frames, size=size, seed=seed)
-    require(bool(data), "data", repr(data), f"the folder that holds {name}")
-    mode = "train" if split == "train" else "test"
-    options = {"frames": frames, "size": size, "mode": mode, "seed": seed}
-    whole = parts or split == "all"
-    if parts and split != "all":
-        options["part"] = PARTS[split]
-    if name == "folder":
-        return Folder(data, split=None if whole else split, **options)
-    root = Path(data) / name.removesuffix("-clean")
-    root = root if root.is_dir() else Path(data)
-    if whole:
-        return ON_DISK[name](root, split="all", **options)
-    if name == "ucf101-24":
-        options["groups"] = GROUPS[split]
-    else:
-        options["share"] = SHARES[split]
-    return ON_DISK[name](root, split="test" if split == "test" else "train", **options)
+    bring(extra)
+    if not (isinstance(name, str) or callable(name)):
+        return as_dataset(name)
+    known = DATASETS.find(name)
+    takes = inspect.signature(known.run).parameters
+    needs = "root" in takes and takes["root"].default is inspect.Parameter.empty
+    require(bool(data) or not needs, "data", repr(data), f"the folder that holds {known.name}")
+    root = Path(data) / known.folder
+    given = {"split": split, "n": n, "frames": frames, "size": size, "seed": seed, "parts": parts}
+    given["root"] = root if root.is_dir() else Path(data)
+    given = {argument: value for argument, value in given.items() if argument in takes}
+    return as_dataset(known.run(**given, **options), known.name)

@@ -1,21 +1,41 @@
 """What every dataset of stepkit hands out: a `Sample`; several of them make a `Batch`.
 
-A dataset is a map-style ``torch.utils.data.Dataset`` with the attributes ``name`` (an id of the
-paper's tables or of a stand-in), ``split``, ``classes`` (names, in order of their index), ``ids``
-(one string per sample, of which `file_name` makes the name of a file), ``targets`` (one class index
-per sample), ``frames``, ``size``, ``seed`` and ``epoch``, whose items are samples. With ``facts()``
-it may tell what its samples depend on, for the key of a training (`stepkit._keys.data`), which
-otherwise hashes them all.
+A dataset has a length and its items are samples; of attributes it has ``name``, ``classes`` (names,
+in order of their index), ``ids`` (one string per sample, of which `file_name` makes the name of a
+file) and ``targets`` (one class index per sample). To be trained on it may have an ``epoch``, which
+is counted up. With ``facts()`` it may tell what its samples depend on, for the key of a training
+(`stepkit._keys.data`), which otherwise hashes them all. `as_dataset` makes one of a list of
+samples, and `dataset` makes a dataset known by its name.
 """
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from stepkit import _keys
+from stepkit._checks import require
+from stepkit._registry import Registry
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "DataSource",
+    "Sample",
+    "Samples",
+    "as_dataset",
+    "balanced",
+    "batch",
+    "collate",
+    "dataset",
+    "file_name",
+]
 
 # What leads elsewhere, hides a file, or is reserved by some file system; the form of our own names.
 _UNSAFE = re.compile(
@@ -76,6 +96,81 @@ class Batch:
                 for x0, y0, x1, y1 in boxes.tolist():
                     frame |= (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
         return filled
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """What is known of a dataset without loading it; see `dataset`."""
+
+    name: str
+    run: Callable
+    label: str = ""  # as figures and tables have it
+    about: str = ""  # in words: what the clips show, and whose they are
+    generated: bool = False  # so many clips as are asked for, of no file
+    evidence: str = ""  # what is known of where the evidence is: "masks", "boxes"
+    folder: str = ""  # under the one that holds several datasets
+
+
+DATASETS = Registry("dataset", DataSource)
+
+
+def dataset(name: str, **facts) -> Callable[[Callable], Callable]:
+    """Make what is below known to `stepkit.load_dataset`, tables, studies and sweeps, by its name.
+
+    It is a function or a class that returns one split of a dataset, or a list of samples. It is
+    given, by keyword, what it names of ``split``, ``n`` (clips to generate), ``frames``, ``size``,
+    ``seed``, ``root`` (the dataset's folder) and ``parts`` (split each video in time).
+
+    Parameters
+    ----------
+    name : str
+    facts
+        Fields of `DataSource`.
+
+    Raises
+    ------
+    ValueError
+        A name that is taken, a fact that is unknown.
+
+    Examples
+    --------
+    >>> @dataset("dark", label="Black clips")
+    ... def dark(split, n, frames, size):
+    ...     clip = torch.zeros(3, frames, size, size)
+    ...     return [Sample(clip, i % 2, f"{split}_{i}", []) for i in range(n)]
+    """
+    return DATASETS.register(name, **facts)
+
+
+class Samples(Dataset):
+    """A list of samples as a dataset; its classes are called by their numbers unless named."""
+
+    def __init__(self, samples: list[Sample], name: str = "samples", classes=None):
+        self.samples, self.name, self.epoch = list(samples), name, 0
+        fits = bool(self.samples) and all(isinstance(each, Sample) for each in self.samples)
+        require(fits, "dataset", f"{type(samples).__name__} {name!r}", "one Sample or more")
+        self.ids = [sample.id for sample in self.samples]
+        self.targets = [int(sample.target) for sample in self.samples]
+        self.classes = list(classes or map(str, range(max(self.targets) + 1)))
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.samples[i]
+
+
+def as_dataset(given, name: str = "samples"):
+    """Return a dataset as it is, and of a list of samples one that is called ``name``."""
+    known = ("ids", "classes", "targets", "name")
+    return given if all(hasattr(given, each) for each in known) else Samples(given, name)
+
+
+def described(given, names: str, code: list, **more) -> dict:
+    """Return what all samples of a dataset depend on: attributes, by their names, and labels."""
+    facts = {name: getattr(given, name) for name in names.split()} | more
+    labels = _keys.key(targets=given.targets, ids=given.ids, classes=list(given.classes))
+    return facts | {"labels": labels, "code": code}
 
 
 def file_name(id_: str) -> str:

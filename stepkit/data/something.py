@@ -14,46 +14,37 @@ On disk, under ``root`` (each video where it is found first, from top to bottom)
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from stepkit._checks import one_of, require
-from stepkit.data.annotations import class_names, content, find_list, in_share, report_missing
-from stepkit.data.folder import ClipFiles, find_clip, position
+from stepkit._checks import require
+from stepkit.data.listed import Listed, class_names, content, find_list
+from stepkit.data.sample import dataset
 
-_CLIPS_IN = ("videos", "20bn-something-something-v2", "frames", "")
-_LISTS = {"train": ["train_*.json"], "test": ["val_*.json"]}
-_CLASSES = ["*labels_index.json"]
+__all__ = ["SomethingV2", "read_classes", "read_list"]
+
+_LISTS = {"train": "train_*.json", "test": "val_*.json"}
 
 
-class SomethingV2(ClipFiles):
+class Video(NamedTuple):
+    """One video of a list."""
+
+    id: str
+    target: int
+
+
+@dataset(
+    "something-v2",
+    label="Something-V2",
+    about="25 ways of moving things by hand; its authors hand it out, no boxes",
+    folder="something-v2",
+)
+class SomethingV2(Listed):
     """The paper's 25 classes (§V-A.1): 10,000 training and 1,000 test videos, without boxes.
 
     Parameters
     ----------
-    root : str or Path
-        As the module describes.
-    split : {"test", "train", "all"}, default "test"
-        "test" is the published validation list. "all": every video of both lists that is on disk.
-    frames, size, mode, part, seed
-        As in `ClipFiles`.
-    missing : {"error", "skip"}, default "error"
-        What to do about videos that the list names and the disk does not have.
-    split_list, class_list : str or Path, optional
-        By default the lists in ``annotations/``.
-    share : (float, float), default (0.0, 1.0)
-        Only the videos whose `position`, drawn from their id, lies in this range: (0, 0.9) and
-        (0.9, 1) make a training and a validation part of "train".
-
-    Attributes
-    ----------
-    missing : list of str
-        The ids of the list that were skipped.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such list; videos are missing and ``missing="error"``.
-    ValueError
-        A list that is malformed (file and entry are named), or as `ClipFiles`.
+    root, split, frames, size, seed, parts, missing
+        As in `stepkit.data.listed.Listed`; the layout on disk is the module's.
 
     Examples
     --------
@@ -61,35 +52,16 @@ class SomethingV2(ClipFiles):
     torch.Size([3, 16, 112, 112])
     """
 
-    def __init__(
-        self,
-        root,
-        split: str = "test",
-        frames: int = 16,
-        size: int | tuple[int, int] = 112,
-        mode: str = "test",
-        part: tuple[float, float] = (0.0, 1.0),
-        missing: str = "error",
-        split_list=None,
-        class_list=None,
-        seed: int = 0,
-        share: tuple[float, float] = (0.0, 1.0),
-    ):
-        one_of("split", split, (*_LISTS, "all"))
-        one_of("missing", missing, ("error", "skip"))
-        require(not (split == "all" and split_list), "split_list", split_list, "None for 'all'")
-        root = Path(root)
-        classes = read_classes(class_list or find_list(root, _CLASSES))
-        wanted = list(_LISTS) if split == "all" else [split]
-        targets = {}
-        for name in wanted:
-            targets |= read_list(split_list or find_list(root, _LISTS[name]), classes)
-        where = {id_: find_clip(root, _CLIPS_IN, id_) for id_ in in_share(targets, share, position)}
-        lost = [id_ for id_, path in where.items() if path is None]
-        self.missing = [] if split == "all" else lost
-        report_missing(root, self.missing, len(where), missing)
-        clips = [(id_, path, targets[id_]) for id_, path in where.items() if path]
-        super().__init__("something-v2", split, classes, clips, frames, size, mode, part, seed)
+    name = "something-v2"
+    places = ("videos", "20bn-something-something-v2", "frames", "")
+
+    def read_lists(self, root: Path, split: str) -> tuple[list[str], list[Video]]:
+        """Return the classes, in order of their numbers, and the videos of a list."""
+        classes = read_classes(find_list(root, "*labels_index.json"))
+        names = _LISTS if split == "all" else ["test" if split == "test" else "train"]
+        lists = [read_list(find_list(root, _LISTS[name]), classes) for name in names]
+        targets = {id_: target for each in lists for id_, target in each.items()}
+        return classes, [Video(*item) for item in targets.items()]
 
 
 def read_classes(path) -> list[str]:

@@ -37,7 +37,9 @@ from torch.utils.data import Dataset
 from stepkit import _keys
 from stepkit._checks import one_of, require
 from stepkit.clips import normalise
-from stepkit.data.sample import Sample
+from stepkit.data.sample import Sample, dataset, described
+
+__all__ = ["CLASSES", "PHOTOGRAPHS", "Synthetic"]
 
 CLASSES = {
     "appearance": ["stripes across", "stripes along", "checks", "dots", "rings", "halves"],
@@ -100,11 +102,8 @@ class Synthetic(Dataset):
 
     def facts(self) -> dict:
         """Return what the samples of all epochs depend on, see `stepkit._keys.data`."""
-        names = "name", "split", "n", "frames", "size", "seed"
-        facts = {name: getattr(self, name) for name in names}
-        labels = _keys.key(targets=self.targets, ids=self.ids, classes=self.classes)
         code = [_keys.library("data/synthetic.py", "clips.py"), skimage.__version__]
-        return facts | {"labels": labels, "code": code}
+        return described(self, "name split n frames size seed", code)
 
     def __getitem__(self, i: int) -> Sample:
         if not 0 <= i < self.n:
@@ -121,6 +120,16 @@ class Synthetic(Dataset):
         clip = torch.from_numpy(np.ascontiguousarray(frames.clip(0, 1).transpose(3, 0, 1, 2)))
         boxes = [_box(frame) for frame in mask]
         return Sample(normalise(clip), target, self.ids[i], boxes, torch.from_numpy(mask))
+
+
+def _register(name: str, about: str) -> None:
+    facts = {"label": name.capitalize(), "about": about, "generated": True, "evidence": "masks"}
+    dataset(name, **facts)(functools.partial(Synthetic, name))
+
+
+_register("appearance", "the pattern on a walking actor tells the class; for UCF101-24")
+_register("object", "the pattern on a small object before a fast camera does; for EPIC-Object")
+_register("motion", "how the actor moves does, no still frame; for Something-V2")
 
 
 _COURSES = {  # which of the phases of y, x and size runs on, and which way

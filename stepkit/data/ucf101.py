@@ -2,69 +2,61 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from stepkit._checks import one_of, require
-from stepkit._sources import _images as list_images
+from stepkit._checks import require
+from stepkit._sources import images
 from stepkit.data._unpickle import unpickle
-from stepkit.data.annotations import boxes_in_clip, content, find_list, report_missing
-from stepkit.data.folder import ClipFiles, find_clips, subfolders
+from stepkit.data.listed import Listed, boxes_in_clip, content, find_list, find_listed
+from stepkit.data.sample import dataset
+
+__all__ = ["UCF101", "boxes_at", "frame_numbers", "read_annotations", "read_split"]
 
 MOST_BOXES = 2**22  # of a file: several times pyannot.pkl
 ANNOTATED_AT = (240, 320)  # H, W of every box in the annotation, whatever size a video file has
 
-# Where the videos are under a root, and what the lists are called: the layout of this project's
-# documentation first, then what the archives that people have unpack to.
+# The layout of this project's documentation first, then what archives that people have unpack to.
 _CLIPS_IN = ("videos", "", "frames", "rgb-images")
-_LISTS = {
-    "train": ("trainlist01.txt", "thumos13_ucf24_trainlist01.txt"),
-    "test": ("testlist01.txt", "thumos13_ucf24_testlist01.txt"),
-}
 _ENTRY = re.compile(r"([\w-]+/[\w-]+?)(?:\.\w+)?(?:\s+\d+)?")
 _FRAME = re.compile(r"(.*?)(\d+)")
 
 
-class UCF101(ClipFiles):
+class Video(NamedTuple):
+    """One video of a list; ``annotation`` as in `read_annotations`, or None."""
+
+    id: str  # v_Class_gXX_cYY
+    target: int
+    annotation: dict | None
+
+
+@dataset(
+    "ucf101-24",
+    label="UCF101-24",
+    about="24 actions of people, from YouTube; a box around every actor in every frame",
+    evidence="boxes",
+    folder="ucf101-24",
+)
+class UCF101(Listed):
     """The 24 classes of UCF101 that carry boxes (THUMOS'13): 2,284 training and 910 test videos.
 
     The published training list names 9 videos more that have no annotation; they are kept where
-    they are on disk, with their class and without boxes.
+    they are on disk, with their class and without boxes. Videos of one group, ``_g01_`` to
+    ``_g25_``, share actor and place: "val" is the last group of the training list.
+
+    On disk, under ``root``: ``annotations/`` with ``pyannot.pkl``, ``trainlist01.txt`` and
+    ``testlist01.txt`` (of which ``thumos13_ucf24_`` may lead the names); and in ``videos/``,
+    ``frames/`` or directly ``Class/v_….avi`` (or another container) or ``Class/v_…/`` with one
+    image per frame. Where a video is there in both forms, the file counts. An image is numbered as
+    in the video, from 1, and images may be missing.
 
     Parameters
     ----------
-    root : str or Path
-        Holds ``annotations/`` and, in ``videos/``, ``frames/`` or directly, ``Class/v_….avi`` (or
-        another container) or ``Class/v_…/`` with one image per frame. Where a video is there in
-        both forms, the file counts. An image is numbered as in the video, from 1, and images may
-        be missing.
-    split : {"test", "train", "all"}, default "test"
-        "all": every annotated video on disk, whatever the lists say.
-    frames, size, mode, part, seed
-        As in `ClipFiles`.
-    groups : iterable of int, optional
-        Only the videos of these groups; UCF101 numbers its scenes, ``_g01_`` to ``_g25_``, and
-        videos of one group share actor and place.
-    missing : {"error", "skip"}, default "error"
-        What to do about videos that the list names and the disk does not have.
-    annotations, split_list : str or Path, optional
-        By default ``annotations/pyannot.pkl`` and ``annotations/trainlist01.txt`` or
-        ``testlist01.txt``, also with ``thumos13_ucf24_`` before the name.
-
-    Attributes
-    ----------
-    annotations : dict
-        As `read_annotations` returns it.
-    missing : list of str
-        The videos of the list that were skipped, ``Class/v_Class_gXX_cYY``.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such folder, annotation or list; videos are missing and ``missing="error"``.
-    ValueError
-        A list entry that is no UCF101-24 video, or as `read_annotations` and `ClipFiles`.
+    root, split, frames, size, seed, parts, missing
+        As in `stepkit.data.listed.Listed`; "all" is every annotated video on disk, whatever the
+        lists say.
 
     Examples
     --------
@@ -72,52 +64,40 @@ class UCF101(ClipFiles):
     torch.Size([3, 16, 112, 112])
     """
 
-    def __init__(
-        self,
-        root,
-        split: str = "test",
-        frames: int = 16,
-        size: int | tuple[int, int] = 112,
-        mode: str = "test",
-        part: tuple[float, float] = (0.0, 1.0),
-        missing: str = "error",
-        annotations=None,
-        split_list=None,
-        seed: int = 0,
-        groups=None,
-    ):
-        one_of("split", split, (*_LISTS, "all"))
-        one_of("missing", missing, ("error", "skip"))
-        root = Path(root)
-        self.annotations = read_annotations(annotations or find_list(root, ["pyannot.pkl"]))
-        classes = _classes(self.annotations)
-        paths = _index(root, classes)
-        if split == "all":
-            require(split_list is None, "split_list", split_list, "None for split 'all'")
-            names = sorted(name for name in self.annotations if name in paths)
-        else:
-            names = read_split(split_list or find_list(root, _LISTS[split]))
-        if groups is not None:
-            wanted = {f"_g{group:02d}_" for group in groups}
-            names = [name for name in names if any(group in name for group in wanted)]
-        unknown = [name for name in names if name.split("/")[0] not in classes]
+    name = "ucf101-24"
+
+    def read_lists(self, root: Path, split: str) -> tuple[list[str], list[Video]]:
+        """Return the classes, in order of their labels, and the videos of a list."""
+        found = read_annotations(find_list(root, "pyannot.pkl"))
+        labels = {video["label"]: name.split("/")[0] for name, video in found.items()}
+        classes = [labels[label] for label in sorted(labels)]
+        names = sorted(found)
+        if split != "all":
+            name = f"{'test' if split == 'test' else 'train'}list01.txt"
+            names = read_split(find_list(root, name, f"thumos13_ucf24_{name}"))
+        parts = [(name, *name.split("/")) for name in names]
+        unknown = [name for name, kind, _ in parts if kind not in classes]
         require(not unknown, "split_list", unknown[:3], "videos of " + ", ".join(classes))
-        self.missing = [name for name in names if name not in paths]
-        report_missing(root, self.missing, len(names), missing)
-        self._names = [name for name in names if name in paths]
-        clips = [(n.split("/")[1], paths[n], classes.index(n.split("/")[0])) for n in self._names]
-        super().__init__("ucf101-24", split, classes, clips, frames, size, mode, part, seed)
+        return classes, [Video(id_, classes.index(of), found.get(name)) for name, of, id_ in parts]
+
+    def held_out(self, clip: Video) -> bool:
+        """Tell whether a video is of the last group of scenes."""
+        return "_g25_" in clip.id
+
+    def locate(self, root: Path, listed: list[Video]) -> dict[str, Path]:
+        """Return where the videos are that are there, by id."""
+        places = [f"{place}/{name}" for place in _CLIPS_IN for name in self.classes]
+        return find_listed(root, [place.strip("/") for place in places], listed)
 
     def boxes(self, i: int, indices: list[int]) -> list[Tensor]:
         """Return the boxes of clip ``i`` at the positions ``indices``, as in `boxes_at`.
 
         A position counts the frames on disk, which are not always those of the video.
         """
-        path = self.paths[i]
-        if path.is_dir():
-            numbers = frame_numbers(path)
+        if self.paths[i].is_dir():
+            numbers = frame_numbers(self.paths[i])
             indices = [numbers[index] for index in indices]
-        return boxes_at(self.annotations.get(self._names[i]), indices, self.size)
+        return boxes_at(self.listed[i].annotation, indices, self.size)
 
 
 def read_annotations(path) -> dict:
@@ -247,30 +227,10 @@ def frame_numbers(folder: Path) -> list[int]:
         Names that do not end in a number of at least 1, or that differ in anything else: their
         order would say nothing about the video.
     """
-    stems = [file.stem for file in list_images(folder)]
+    stems = [file.stem for file in images(folder)]
     found = [_FRAME.fullmatch(stem) for stem in stems]
     numbered = all(found) and len({match[1] for match in found}) == 1
     numbers = sorted(int(match[2]) - 1 for match in found) if numbered else [-1]
     expected = "images named alike and numbered from 1, as v_Diving_g01_c01.0001.jpg"
     require(numbers[0] >= 0, "root", f"'{folder}' with {min(stems)!r}", expected)
     return numbers
-
-
-# --- finding files -------------------------------------------------------------------------------
-
-
-def _classes(annotations: dict) -> list[str]:
-    names = {video["label"]: name.split("/")[0] for name, video in annotations.items()}
-    return [names[label] for label in sorted(names)]
-
-
-def _index(root: Path, classes: list[str]) -> dict[str, Path]:
-    """Return where each video is: of several places the one that `_CLIPS_IN` lists first."""
-    return {
-        f"{folder.name}/{name}": path
-        for place in reversed(_CLIPS_IN)
-        if (root / place).is_dir()
-        for folder in subfolders(root / place)
-        if folder.name in classes
-        for name, path in find_clips(folder).items()
-    }
