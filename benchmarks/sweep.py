@@ -16,27 +16,23 @@ from pathlib import Path
 from common import record, row
 
 import stepkit as sk
-from stepkit import sweep
-from stepkit.scheduler import in_any_order
+from stepkit._workers import executor, in_any_order
 
 WEIGHTS = Path(sk.__file__).parent / "weights" / "r2plus1d_narrow_appearance.safetensors"
 
 
 def nothing(job):
-    """Stand in for `sweep.work`."""
+    """Stand in for `stepkit.sweep.work`."""
     return [{"status": "done", "what": "made", "error": "", "seconds": 0.0}]
 
 
 def overhead(jobs: int) -> list[dict]:
     """Send jobs through Dask that do nothing."""
-    common = {"network": b"n" * 200, "source": b"s" * 200, "model_name": "model", "out": "out"}
-    common |= {"method": "step", "folder": "step", "options": (("preset", "fast"),)}
-    common |= {"batch_size": 1, "seed": 0, "threads": 1}
-    every = [sweep.Job(clips=(i,), **common) for i in range(jobs)]
+    every = [("step", [i]) for i in range(jobs)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with sweep.executor("dask", 2) as executor:
+    with executor("dask", 2) as pool:
         start = time.perf_counter()
-        count = sum(1 for _ in in_any_order(nothing, every, executor))
+        count = sum(1 for _ in in_any_order(nothing, every, pool))
         taken = time.perf_counter() - start
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert count == jobs
@@ -52,11 +48,11 @@ def seconds(workers: int, clips: int) -> float:
     source = partial(sk.load_dataset, "appearance", "test", n=clips, frames=8, size=48)
     network = partial(sk.load_model, "r2plus1d_narrow", 6, weights=str(WEIGHTS))
     given = {"step": {"preset": "fast"}}, {"model_name": "narrow"}
-    with tempfile.TemporaryDirectory() as out, sweep.executor("dask", workers) as executor:
+    with tempfile.TemporaryDirectory() as out, executor("dask", workers) as pool:
         few = {"random": {}, "step@warm": {"preset": "fast", "iterations": 2}}
-        sweep.run(source, network, few, out, **given[1], executor=executor)
+        sk.sweep(source, network, few, out, **given[1], executor=pool)
         start = time.perf_counter()
-        table = sweep.run(source, network, given[0], out, **given[1], executor=executor)
+        table = sk.sweep(source, network, given[0], out, **given[1], executor=pool)
         taken = time.perf_counter() - start
     assert (table["status"] == "done").all()
     return taken

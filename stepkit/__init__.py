@@ -19,7 +19,7 @@ except (KeyError, OSError):  # a number without a name, as in containers: torch 
     _folder = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _folder)
 
-from stepkit import data, metrics, models, removal, stats, sweep, training, viz
+from stepkit import data, metrics, models, removal, stats, training, viz
 from stepkit.attribution import attribute, method, methods, step
 from stepkit.clips import read_clip, read_clips
 from stepkit.data import dataset, load_dataset
@@ -29,6 +29,7 @@ from stepkit.models.wrapped import wrap
 from stepkit.networks import load_model
 from stepkit.prepare import prepare
 from stepkit.study import Study
+from stepkit.sweep import sweep
 from stepkit.viz import save_video, show
 
 __all__ = [

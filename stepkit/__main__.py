@@ -2,9 +2,44 @@
 
 import argparse
 import sys
+from concurrent.futures import BrokenExecutor
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from stepkit import __version__
+from stepkit._checks import one_of, require
+from stepkit._settings import read_settings
+from stepkit.attribution import methods as methods_table
+from stepkit.data import load_dataset
+from stepkit.reproduce import reproduce
+from stepkit.sweep import ready, sweep
+
+_SEVERAL = {"nargs": "+", "action": "extend", "default": []}
+_SETTINGS = _SEVERAL | {"dest": "settings", "metavar": "KEY=VALUE"}
+_REPRODUCE = {
+    "--profile": ("quick", "quick: the notebooks' own defaults; another: params/NAME.yaml"),
+    "--data": (None, "folder of the videos of the profile"),
+    "--out": (None, "folder of the run (default: runs, in the clone)"),
+}
+_DATA = "appearance, object, motion (generated), ucf101-24, epic-object, something-v2, or folder:"
+_SWEEP = {
+    "--dataset": ("folder", f"{_DATA} videos of your own"),
+    "--data": ("", "folder of its videos"),
+    "--split": ("test", "train, val, test or all"),
+    "--frames": (16, "of a clip"),
+    "--size": (112, "height and width, pixels"),
+    "--n": (0, "so many clips, of all classes in turn (0: all; 120 generated ones)"),
+    "--model": ("r2plus1d_18", "r2plus1d_18, r50l, r2plus1d_narrow, r50l_narrow"),
+    "--precision": ("float32", "float32, bfloat16, or auto: bfloat16 where it is fast"),
+    "--executor": ("loop", "loop, threads, processes, dask, or tcp://host:port"),
+    "--workers": (0, "how many (0: one per core)"),
+    "--threads": (1, "of torch, in each job"),
+    "--batch-size": (1, "clips per job; more for a GPU"),
+    "--retries": (1, "for jobs that failed"),
+    "--seed": (0, "of methods that draw random numbers"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -13,95 +48,67 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"stepkit {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     text = "execute the notebooks in order, and bind what they show in one page"
-    reproduce = commands.add_parser("reproduce", help=text, description=text)
-    add = reproduce.add_argument
-    add(
-        "--profile",
-        default="quick",
-        metavar="NAME",
-        help="quick: the notebooks' own defaults (the default); another: params/NAME.yaml",
-    )
-    add(
-        "--only",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NN",
-        help="only these notebooks, by number or name",
-    )
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="parameters of the notebooks; values as in YAML",
-    )
-    add("--data", type=Path, metavar="DIR", help="where the videos of the profile are")
-    add("--out", type=Path, metavar="DIR", help="where the run goes (default: runs, in the clone)")
-    _add_sweep(commands)
+    add = _command(commands, "reproduce", text, _REPRODUCE)
+    add("--only", **_SEVERAL, metavar="NN", help="only these notebooks, by number or name")
+    add("--set", **_SETTINGS, help="parameters of the notebooks; values as in YAML")
+    text = "explain a dataset by some methods, on any number of workers; resumes"
+    add = _command(commands, "sweep", text, _SWEEP)
+    add("--out", required=True, help="folder of maps and manifest")
+    add("--weights", required=True, help="of the model, a .safetensors file")
+    text = "ids of stepkit.methods(), which lists their options as well"
+    add("--method", nargs="+", default=["step"], help=text)
+    add("--set", **_SETTINGS, help="options of the methods that have them; values as in YAML")
     return top
 
 
-def _add_sweep(commands) -> None:
-    text = "explain a dataset by some methods, on any number of workers; resumes"
-    more = "stepkit.methods() lists methods and their options; docs/scale.md says more"
-    add = commands.add_parser("sweep", help=text, description=text, epilog=more).add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="where maps and manifest go")
-    known = (
-        "appearance, object, motion (generated), ucf101-24, epic-object, something-v2, or folder"
-    )
-    add("--dataset", default="folder", help=f"{known}: videos of your own (default)")
-    add("--data", default="", metavar="DIR", help="where its videos are")
-    add("--split", default="test", help="train, val, test or all (default: test)")
-    add("--frames", type=int, default=16, metavar="T", help="of a clip (default: 16)")
-    add("--size", type=int, default=112, metavar="PIXELS", help="height and width (default: 112)")
-    add("--n", type=int, metavar="N", help="the first N clips (default: all; 120 generated ones)")
-    models = "r2plus1d_18 (default), r50l, r2plus1d_narrow, r50l_narrow"
-    add("--model", default="r2plus1d_18", help=models)
-    add("--weights", required=True, metavar="FILE", help="its weights, .safetensors")
-    kinds = "float32 (default), bfloat16, or auto: bfloat16 where the hardware is fast at it"
-    add("--precision", default="float32", help=kinds)
-    add("--method", nargs="+", default=["step"], help="ids of stepkit.methods (default: step)")
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="options of the methods that have them; values as in YAML",
-    )
-    add(
-        "--executor",
-        default="loop",
-        help="loop (default), threads, processes, dask, or tcp://host:port",
-    )
-    add("--workers", type=int, default=0, help="how many (default: one per core)")
-    add("--threads", type=int, default=1, help="of torch, in each job (default: 1)")
-    add("--batch-size", type=int, default=1, metavar="N", help="clips per job; more for a GPU")
-    add("--retries", type=int, default=1, metavar="N", help="for jobs that failed (default: 1)")
-    add("--seed", type=int, default=0, help="of methods that draw random numbers (default: 0)")
+def _command(commands, name: str, text: str, options: dict):
+    """Add a command with options that have one value each; return what adds more."""
+    form = argparse.ArgumentDefaultsHelpFormatter
+    command = commands.add_parser(name, help=text, description=text, formatter_class=form)
+    for option, (default, told) in options.items():
+        kind = Path if default is None else type(default)
+        command.add_argument(option, default=default, type=kind, help=told)
+    return command.add_argument
 
 
-def sweep(options: dict) -> int:
+def _sweep(
+    *, dataset, data, split, frames, size, n, model, weights, precision, method, settings, **others
+) -> int:
     """Carry out ``stepkit sweep``; 0, or 1 if clips failed or it had to stop, 130 for Ctrl-C."""
-    from concurrent.futures import BrokenExecutor
-
-    from stepkit.scheduler import unwound
-    from stepkit.sweep import asked, executor, run
-
-    take = options.pop
+    source = partial(load_dataset, dataset, split, frames=frames, size=size, n=n or 120, data=data)
+    methods = _options(method, read_settings(settings))
+    require(Path(weights).is_file(), "--weights", weights, "a file")
+    network = partial(ready, model, len(source().classes), weights, precision)
+    network()  # a wrong name or file is refused here, not by every job
+    given = source, network, methods
     try:
-        with unwound(), executor(take("executor"), take("workers")) as workers:
-            table = run(**asked(**options), executor=workers, progress=True)
+        table = sweep(*given, model_name=model, n=n or None, progress=True, **others)
     except (BrokenExecutor, OSError) as error:
         print(f"stepkit: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stepkit: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    return _told(table)
+
+
+def _options(methods: list[str], settings: dict) -> dict[str, dict]:
+    """Return each method with those of the settings that it has."""
+    known = methods_table()["options"].str.split(", ")
+    for name in methods:
+        one_of("method", name, known.index)
+    has = {name: [*known[name], "score"] for name in methods}
+    for key in settings:
+        used = any(key in options for options in has.values())
+        require(used, "--set", key, f"an option of {' or '.join(methods)}")
+    return {
+        name: {key: value for key, value in settings.items() if key in options}
+        for name, options in has.items()
+    }
+
+
+def _told(table: pd.DataFrame) -> int:
+    """Say what a sweep has done; return the exit status."""
     counts = table["status"].where(table["what"] == "", table["what"]).value_counts()
     told = ", ".join(f"{count} {what}" for what, count in counts.items())
     print(f"{(table['status'] == 'done').sum()} of {len(table)} done: {told}")
@@ -116,9 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser().parse_args(arguments))
     try:
         if options.pop("command") == "sweep":
-            return sweep(options)
-        from stepkit.reproduce import reproduce
-
+            return _sweep(**options)
         return reproduce(**options)
     except ValueError as error:
         print(f"stepkit: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from stepkit import report
 from stepkit._notebook import literal, parameters, partial, this_interpreter, tidy
 from stepkit._settings import read_settings, read_yaml
-from stepkit.scheduler import unwound
+from stepkit._workers import unwound
 
 __all__ = ["Job", "Profile", "find_notebooks", "plan", "read_profile", "reproduce", "run"]
 

@@ -14,10 +14,11 @@ import pandas as pd
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stepkit import _keys, metrics, removal, stats, sweep
+from stepkit import _keys, metrics, removal, stats, store
 from stepkit._checks import one_of
 from stepkit._files import read_tensors, write_tensors
 from stepkit._run import UNPERTURBED, Drawn, Run, by_name
+from stepkit._workers import executor as opened
 from stepkit.attribution import methods as methods_table
 from stepkit.data import Batch, batch
 from stepkit.data.sample import file_name
@@ -25,6 +26,7 @@ from stepkit.metrics import METRICS
 from stepkit.models import device_of, precision_of
 from stepkit.networks import load_model
 from stepkit.published.scores import PRINTED
+from stepkit.sweep import sweep
 from stepkit.training import Recipe, evaluate
 
 __all__ = ["PAPER_METHODS", "UNPERTURBED", "Study", "evidence_map", "options"]
@@ -103,7 +105,7 @@ class Study(Run):
         self.methods, self.metrics = _with_options(self.methods), _with_options(self.metrics)
 
     def maps(self, method, model: str = "", dataset: str = "", **options) -> dict[str, Tensor]:
-        """Return what a method finds of the test clips; see `stepkit.sweep.explain`.
+        """Return what a method finds of the test clips; see `stepkit.store.maps`.
 
         ``maps`` (N, T, H, W), of STEP also its ``masks`` and their ``probabilities``. ``method`` is
         one of the study's, with its options, or any other name or function; model and dataset are
@@ -117,7 +119,7 @@ class Study(Run):
     def _explain(self, name: str, run, model: str, network, clips, **options) -> dict[str, Tensor]:
         given = {"model_name": file_name(model), "folder": _folder(name, run)} | options
         given |= {"seed": self.seed, "progress": self.progress}
-        return sweep.explain(run, network, clips, self.folder / "maps", **given)
+        return store.maps(run, network, clips, self.folder / "maps", **given)
 
     def measure(self, metric, method, model: str = "", dataset: str = "", **options) -> dict:
         """Return all that a metric says of a method: columns (N,), and curves, if it has any.
@@ -215,17 +217,16 @@ class Study(Run):
         return name, run, own
 
     def sweep(self, executor: str, methods=None) -> pd.DataFrame:
-        """Make what `maps` then finds, clip by clip on many workers; see `stepkit.sweep.run`.
+        """Make what `maps` then finds, clip by clip on many workers; see `stepkit.sweep`.
 
-        ``executor`` is a name that `stepkit.sweep.executor` knows. Returns a row per clip and
-        method, with what became of it.
+        ``executor`` is one of its names. Returns a row per clip and method, with what became of it.
         """
         alone = replace(self, out=str(self.folder.resolve()), progress=False)
         methods = self.methods if methods is None else self._asked("methods", methods)
         jobs = {_folder(name, run): own for name, (run, own) in methods.items()}
-        how = {"batch_size": sweep.TOGETHER, "seed": self.seed, "progress": self.progress}
+        how = {"batch_size": store.TOGETHER, "seed": self.seed, "progress": self.progress}
         tables = []
-        with sweep.executor(executor) as pool:
+        with opened(executor) as pool:
             for dataset, model in product(self.datasets, self.models):
                 self.network(model, dataset)  # once, here: the workers find its weights
                 calls = (
@@ -233,7 +234,7 @@ class Study(Run):
                     functools.partial(alone.network, model, dataset),
                 )
                 where = {"model_name": file_name(model), "executor": pool}
-                table = sweep.run(*calls, jobs, self.folder / "maps", **where, **how)
+                table = sweep(*calls, jobs, self.folder / "maps", **where, **how)
                 tables.append(table.assign(dataset=dataset, model=model))
         return pd.concat(tables, ignore_index=True)
 
@@ -241,14 +242,14 @@ class Study(Run):
         """Explain one test clip by every method of the study, each by itself.
 
         Returns maps by label, and a table with a row per method: its cost
-        (`stepkit.sweep.measure`), or why it ``refused`` this model.
+        (`stepkit.store.measure`), or why it ``refused`` this model.
         """
         maps, rows, labels = {}, {}, methods_table()["label"]
         where = self.network(model, dataset), self.drawn(dataset), self.folder / "maps"
         known = {"model_name": file_name(model), "i": i, "seed": self.seed}
         for name, (run, own) in tqdm(self.methods.items(), model, disable=not self.progress):
             try:
-                found, cost = sweep.measure(run, *where, **known, **own)
+                found, cost = store.measure(run, *where, **known, **own)
             except ValueError as error:
                 rows[name] = {"refused": str(error)}
                 continue

@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 
 from stepkit import _files, _keys
 from stepkit._checks import require, warn
+from stepkit._workers import end_with_parent
 from stepkit.data.sample import collate
 from stepkit.models import device_of, frozen
 from stepkit.networks import load_model, load_weights
 from stepkit.removal import Removal, blur, gaussian_blur
-from stepkit.scheduler import end_with_parent
 
 
 @dataclass(frozen=True)

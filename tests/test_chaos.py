@@ -49,10 +49,8 @@ print(*sorted(path.name for path in pathlib.Path(out).glob("NAME*")))"""
 
 
 def sweep(executor: str, out: Path) -> pd.DataFrame:
-    with sk.sweep.executor(executor, 1 if executor == "dask" else 2) as workers:
-        return sk.sweep.run(
-            SOURCE, NETWORK, METHODS, out, model_name="narrow", retries=0, executor=workers
-        )
+    where = {"executor": executor, "workers": 1 if executor == "dask" else 2}
+    return sk.sweep(SOURCE, NETWORK, METHODS, out, model_name="narrow", retries=0, **where)
 
 
 def training(workers: int, out: Path) -> None:
@@ -186,7 +184,7 @@ def test_killed(tmp_path, nursery, whole, kind, name):
 
     victim = nursery.Process(target=begin, args=(kind, out, mark))
     victim.start()
-    assert wait_for(has_come, 60)
+    assert wait_for(has_come, 240)
     time.sleep(draw.uniform(0, 0.05))
     # a terminal tells all of a group, anyone else the one process
     tell = os.killpg if name in ("SIGINT", "SIGHUP") else os.kill

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import stepkit as sk
-from stepkit import _files, _keys, attribution, removal, sweep, training
+from stepkit import _files, _keys, attribution, removal, store, training
 from stepkit.attribution import METHODS
 from stepkit.data import Synthetic
 from stepkit.models import scores
@@ -95,13 +95,13 @@ def enclosing(factor, power=1):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Explain into one folder; return how many times the method was run for it."""
-    runs, real = [], sweep._make
-    monkeypatch.setattr(sweep, "_make", lambda *a: runs.append(1) or real(*a))
+    runs, real = [], store._make
+    monkeypatch.setattr(store, "_make", lambda *a: runs.append(1) or real(*a))
 
     def explain(model=None, data=None, method="gradient", out=tmp_path, **options):
         before = len(runs)
         given = model or Net(), data or Data(), out
-        sweep.explain(method, *given, model_name="net", **options)
+        store.maps(method, *given, model_name="net", **options)
         return len(runs) - before
 
     return explain
@@ -196,13 +196,15 @@ def test_other_data_and_options_are_made_anew(made, change):
 
 
 def test_all_methods_have_a_key():
-    sample, found = Data()[0], {}
-    for name in sk.methods().index:
-        found[name] = sweep._key(sample, sweep._named(Net()), name, {}, 0)
+    def key(method):
+        model = Net()
+        return store.Store(method, model, store.model_key(model), Path()).file(Data()[0])[1]
+
+    found = {name: key(name) for name in sk.methods().index}
     assert len(set(found.values())) == len(found) >= 25
-    assert sweep._key(sample, sweep._named(Net()), "step", {}, 0) == found["step"]
+    assert key("step") == found["step"]
     with pytest.raises(ValueError, match="method: got 'magic'"):
-        sweep._key(sample, sweep._named(Net()), "magic", {}, 0)
+        key("magic")
 
 
 def test_a_change_of_the_library_is_made_anew(made, monkeypatch):
@@ -343,8 +345,8 @@ if __name__ == "__main__":
     source = partial(sk.load_dataset, "object", "test", n=2, frames=3, size=24)
     methods, where = {"gradient": {"score": score}}, {"model_name": "net"}
     for name in ("loop", "threads", "processes"):
-        with sk.sweep.executor(name, 1) as pool:
-            table = sk.sweep.run(source, Net, methods, sys.argv[1], executor=pool, **where)
+        where |= {"executor": name, "workers": 1}
+        table = sk.sweep(source, Net, methods, sys.argv[1], **where)
         print(*table["what"], *table["error"])
 """
 

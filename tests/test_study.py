@@ -29,7 +29,7 @@ def nothing_new(monkeypatch):
     """Call it, and whatever would be computed again fails."""
 
     def forbid():
-        monkeypatch.setattr(sk.sweep, "_make", lambda *a: pytest.fail("explained again"))
+        monkeypatch.setattr(sk.store, "_make", lambda *a: pytest.fail("explained again"))
         for part in (metrics.curves, "_watch"), (metrics.pointing, "_pointed"):
             monkeypatch.setattr(*part, lambda *a, **k: pytest.fail("scored again"))
 
@@ -133,7 +133,7 @@ def test_options_of_methods_and_metrics_belong_to_the_study(tmp_path):
     study = Study([MODEL], [DATASET], methods, auc, str(tmp_path), clips=2)
     shown, network = study.batch(), study.network()
     maps = study.maps("few")["maps"]
-    seeds = [sk.sweep.clip_seed(0, clip_id) for clip_id in shown.ids]
+    seeds = [sk.store.clip_seed(0, clip_id) for clip_id in shown.ids]
     given = network, shown.clips, shown.targets
     torch.testing.assert_close(maps, sk.attribute("smoothgrad", *given, samples=2, seed=seeds))
     table = study.score().set_index("method")

@@ -1,11 +1,13 @@
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,11 +16,12 @@ from safetensors import SafetensorError
 
 import stepkit as sk
 from stepkit import _files as whole_files
-from stepkit import sweep
+from stepkit import store
 from stepkit.__main__ import main
 from stepkit.attribution import attribute
 from stepkit.data import Synthetic, batch, load_dataset
 from stepkit.networks import load_model
+from stepkit.sweep import sweep
 from stepkit.training import save_model
 
 
@@ -33,7 +36,7 @@ def model():
 
 
 def explain(method, model, data, out, **options):
-    return sweep.explain(method, model, data, out, model_name="narrow", **options)
+    return store.maps(method, model, data, out, model_name="narrow", **options)
 
 
 def files(out):
@@ -62,20 +65,20 @@ def test_step_keeps_its_masks(tmp_path, model, data):
 
 def test_one_clip_by_itself_and_what_it_cost(tmp_path, model, data, monkeypatch):
     where = {"model_name": "narrow", "i": 2}
-    maps, cost = sweep.measure("gradient", model, data, tmp_path, **where)
+    maps, cost = store.measure("gradient", model, data, tmp_path, **where)
     shown = batch(data, [2])
     torch.testing.assert_close(maps, attribute("gradient", model, shown.clips, shown.targets)[0])
     assert (cost["forward"], cost["backward"]) == (1, 1)
     assert cost["seconds"] > 0
-    monkeypatch.setattr(sweep, "_make", lambda *a: pytest.fail("computed again"))
-    again, same = sweep.measure("gradient", model, data, tmp_path, **where)
+    monkeypatch.setattr(store, "_make", lambda *a: pytest.fail("computed again"))
+    again, same = store.measure("gradient", model, data, tmp_path, **where)
     assert torch.equal(maps, again)
     assert cost["seconds"] == pytest.approx(same["seconds"])
 
 
 def test_a_rerun_computes_nothing(tmp_path, model, data, monkeypatch):
     first = explain("random", model, data, tmp_path)
-    monkeypatch.setattr(sweep, "_make", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(store, "_make", lambda *a: pytest.fail("computed again"))
     assert torch.equal(first["maps"], explain("random", model, data, tmp_path)["maps"])
 
 
@@ -89,20 +92,20 @@ def test_what_depends_on_something_else_is_made_anew(tmp_path, model, data, chan
         data = Synthetic("object", n=4, frames=3, size=24, seed=9)
         data.ids = Synthetic("object", n=4, frames=3, size=24).ids
     made = []
-    real = sweep._make
-    sweep._make = lambda *a: made.append(1) or real(*a)
+    real = store._make
+    store._make = lambda *a: made.append(1) or real(*a)
     try:
         seed = 1 if change == "seed" else 0
         after = explain("grad_cam", model, data, tmp_path, seed=seed, **options)["maps"]
     finally:
-        sweep._make = real
+        store._make = real
     assert made
     assert torch.equal(before, after) == (change == "seed")  # Grad-CAM draws no random numbers
 
 
 def test_a_killed_sweep_resumes_to_the_same_bytes(tmp_path, model, data):
     explain("random", model, data, tmp_path / "whole", batch_size=1)
-    calls, real = [], sweep._make
+    calls, real = [], store._make
 
     def dies(*args):
         calls.append(1)
@@ -110,12 +113,12 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(tmp_path, model, data):
             raise KeyboardInterrupt
         return real(*args)
 
-    sweep._make = dies
+    store._make = dies
     try:
         with pytest.raises(KeyboardInterrupt):
             explain("random", model, data, tmp_path / "killed", batch_size=1)
     finally:
-        sweep._make = real
+        store._make = real
     assert len(files(tmp_path / "killed")) == 2
     explain("random", model, data, tmp_path / "killed", batch_size=3)
     assert files(tmp_path / "whole") == files(tmp_path / "killed")
@@ -149,7 +152,7 @@ METHODS = {"gradient": {}, "step@short": {"iterations": 2, "areas": (0.1, 0.3)}}
 
 
 def run(out, source=SOURCE, network=NETWORK, methods=METHODS, **options):
-    return sweep.run(source, network, methods, out, model_name="narrow", **options)
+    return sweep(source, network, methods, out, model_name="narrow", **options)
 
 
 class Moody(torch.nn.Module):
@@ -204,8 +207,7 @@ def test_a_loop_does_what_explain_does(tmp_path, looped, model, data):
 def test_workers_write_the_same_bytes(tmp_path, looped, name):
     if name == "dask":
         pytest.importorskip("distributed")
-    with sweep.executor(name, 2) as executor:
-        table = run(tmp_path, executor=executor)
+    table = run(tmp_path, executor=name, workers=2)
     assert (table["status"] == "done").all()
     assert files(tmp_path) == files(looped[0])
 
@@ -331,7 +333,7 @@ class Named(Synthetic):
 
 
 def test_what_is_in_the_way_is_said_before_the_first_clip(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "work", lambda job: pytest.fail("began"))
+    monkeypatch.setattr(sys.modules["stepkit.sweep"], "work", lambda *_: pytest.fail("began"))
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"8 of 8 maps are left.*same call.*file"):
         run(tmp_path / "file")
@@ -353,8 +355,8 @@ def test_an_error_of_one_video_is_that_clips_failure(tmp_path, data):
 
 def test_a_worker_that_dies_ends_a_pool_of_processes_and_the_rerun_goes_on(tmp_path):
     source = partial(Deadly, tmp_path / "enough")
-    with sweep.executor("processes", 1) as executor, pytest.raises(BrokenExecutor):
-        run(tmp_path / "out", source=source, executor=executor)
+    with pytest.raises(BrokenExecutor):
+        run(tmp_path / "out", source=source, executor="processes", workers=1)
     done = len(files(tmp_path / "out"))
     assert done >= 1
     table = run(tmp_path / "out", source=source)
@@ -364,8 +366,8 @@ def test_a_worker_that_dies_ends_a_pool_of_processes_and_the_rerun_goes_on(tmp_p
 
 def test_dask_replaces_a_worker_that_dies(tmp_path, looped):
     pytest.importorskip("distributed")
-    with sweep.executor("dask", 2) as executor:
-        table = run(tmp_path / "out", source=partial(Deadly, tmp_path / "x"), executor=executor)
+    source = partial(Deadly, tmp_path / "x")
+    table = run(tmp_path / "out", source=source, executor="dask", workers=2)
     assert (table["status"] == "done").all()
     assert files(tmp_path / "out") == files(looped[0])
 
@@ -454,22 +456,19 @@ def test_bad_arguments_of_a_sweep_are_named(tmp_path, options, said):
         run(tmp_path, **options)
 
 
-def test_unknown_executors_are_named():
-    with (
-        pytest.raises(ValueError, match="executor: got 'fork', expected one of"),
-        sweep.executor("fork"),
-    ):
-        pass
+def test_unknown_executors_are_named(tmp_path):
+    with pytest.raises(ValueError, match="executor: got 'fork', expected one of"):
+        run(tmp_path, executor="fork")
 
 
 def test_the_cost_of_a_sweep_is_clips_times_passes():
-    table = sweep.cost(3600, 0.5, workers=2, methods=["gradient", "step"])
-    assert table.loc["gradient", "hours"] == 2 * 0.25 * 1000 / 1000
-    assert table.loc["step", "passes"] == 4822 + 4801
-    assert table.loc["step, fast", "passes"] == round(9623 / 20)
-    assert len(sweep.cost(1, 1)) == len(sk.methods()) + 1
-    with pytest.raises(ValueError, match="seconds_per_pass: got 0"):
-        sweep.cost(1, 0)
+    page = (Path(store.__file__).parents[1] / "docs" / "scale.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(passes = .*?)```", page, re.DOTALL)
+    said = {"sk": sk}
+    exec(code, said)
+    assert said["passes"]["gradient"] == 2
+    assert said["passes"]["step"] == 4822 + 4801
+    assert said["hours"]["integrated_gradients"] == pytest.approx(17, abs=0.3)  # as the table says
 
 
 # -------------------------------------------------------------------------------- the command line
@@ -553,9 +552,9 @@ class Sorted(Synthetic):
 
 
 def test_a_few_clips_of_a_sorted_list_are_of_all_classes(tmp_path):
-    table = sweep.run(Sorted, NETWORK, {"gradient": {}}, tmp_path, model_name="narrow", n=6)
+    table = sweep(Sorted, NETWORK, {"gradient": {}}, tmp_path, model_name="narrow", n=6)
     shown = Sorted()
     assert sorted(shown.targets[shown.ids.index(id_)] for id_ in table["clip"]) == [*range(6)]
-    maps = sweep.explain("gradient", NETWORK(), shown, tmp_path, model_name="narrow", n=6)["maps"]
+    maps = store.maps("gradient", NETWORK(), shown, tmp_path, model_name="narrow", n=6)["maps"]
     assert len(maps) == 6
     assert len(files(tmp_path)) == 6  # found, not made
