@@ -131,6 +131,7 @@ class Explorer(Controls):
                 return
             if change.owner is self.clip:
                 self._aim()
+                self.status.value = "STEP is running" if self._running else ""
             self.state.targets[self.clip.value] = self.target.value
             self._render()
 
