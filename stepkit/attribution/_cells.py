@@ -160,37 +160,37 @@ def readings(shape, n: int, size, grid=None, seen=(), order=None, calls: int = 1
     ``grid`` (T', H', W'), of all calls, and ``order`` of tokens are what the user says of them;
     ``seen`` the grids of convolutions that ran.
     """
+    shape, tokens = tuple(shape), len(shape) == 3
     whole = grid is None or (len(grid) == 3 and all(isinstance(i, int) and i > 0 for i in grid))
     require(whole, "grid", grid, "three numbers (T', H', W')")
     one_of("grid_order", order, (None, *ORDERS))
-    tokens = len(shape) == 3
     layouts = [layout for layout in LAYOUTS if len(layout.split()) == len(shape)]
     if tokens and order:
         layouts = [layout for layout in layouts if order in layout.replace(" ", "")]
     expected = "(N, K, T, H, W), (N, T, H, W, K), (N·T, K, H, W) or tokens (N, L, K)"
     fits = bool(layouts) and shape[0] % n == 0 and (len(shape) < 5 or shape[0] == n)
-    require(fits, "layer", f"output {tuple(shape)}", expected)
+    require(fits, "layer", f"output {shape}", expected)
 
     def fitting(grids) -> list[Reading]:
         fit = [r for cells in grids for lay in layouts if (r := Reading(lay, cells)).fits(shape, n)]
         return [*{(r.cells, r.order()): r for r in reversed(fit)}.values()][::-1]
 
-    if grid is not None:
-        found = fitting([(max(1, grid[0] // calls), *grid[1:])])
-        require(bool(found), "grid", grid, f"cells (T', H', W') of an output {tuple(shape)}")
-        return found
     even = _even_grids(size, tokens)
-    if not tokens:
-        at = {layout: dict(zip(layout.split(), shape, strict=True)) for layout in layouts}
-        own = [(a["t"] if "t" in a else a["nt"] // n, a["h"], a["w"]) for a in at.values()]
-        found = fitting(own)
-        return [reading for reading in found if reading.cells in even] or found
-    told = []
-    for known in (seen, even):
-        found = fitting(sorted(known))
+    if grid is not None:
+        stages = [[(max(1, grid[0] // calls), *grid[1:])]]
+    elif tokens:
+        stages = [sorted(seen), sorted(even)]
+    else:
+        steps = shape[0] // n
+        folded = [(steps, *shape[2:]), (steps, *shape[1:3])]
+        own = folded if len(shape) == 4 else [shape[2:], shape[1:4]]
+        stages = [[cells for cells in own if cells in even], own]
+    for grids in stages:
+        found = fitting(grids)
         told = sorted({reading.cells for reading in found})
-        if len(told) == 1:
+        if len(told) == 1 or (told and not tokens):
             return found
+    require(grid is None, "grid", grid, f"cells (T', H', W') of an output {shape}")
     candidates = " or ".join(map(str, told)) or "no even division of the clip"
     given, expected = f"{shape[1]} tokens, {candidates}", "another layer or grid=(T', H', W')"
     raise ValueError(f"layer: got {given}, expected {expected}")

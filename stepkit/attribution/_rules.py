@@ -229,17 +229,11 @@ def _add(rules: Rules, function, x, y, alpha=1):
 
 def _mul(rules: Rules, function, x, y):
     if _signals(x) and _signals(y):
-        raise _refusal("a product of two signals")
+        raise _refusal("a product or quotient of two signals")
     x, weight = (x, y) if _signals(x) else (y, x)
     if not rules.excitatory and not hasattr(x, "_parts"):
         return x * weight
     return rules.scaled(x, torch.as_tensor(weight), torch.zeros(()))
-
-
-def _div(rules: Rules, function, x, y):
-    if _signals(y):
-        raise _refusal("a division by a signal")
-    return _mul(rules, function, x, 1 / y)
 
 
 def _log_softmax(rules: Rules, function, x, *rest, **options):
@@ -289,7 +283,7 @@ _RULES = {name: rule for names, rule in _KINDS.items() for name in names.split()
     "sub": lambda rules, function, x, y, alpha=1: _add(rules, function, x, y, -alpha),
     "__rsub__": lambda rules, function, x, y: _add(rules, function, y, x, -1),
     "mul": _mul,
-    "div": _div,
+    "div": lambda rules, function, x, y: _mul(rules, function, x, 1 / y),
     "neg": lambda rules, function, x: _mul(rules, function, x, -1),
     "log_softmax": _log_softmax,
     "logsumexp": _log_mean,

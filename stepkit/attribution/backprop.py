@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from stepkit._checks import require
 from stepkit.attribution._calls import Redirect, passing
-from stepkit.attribution._methods import Work, method
+from stepkit.attribution._methods import method
 from stepkit.removal import black
 
 _method = partial(method, family="backprop", needs_gradient=True, reads_layers=True)
 
 
 @_method("deconvnet", order=5, label="DeConvNet", source="Zeiler 2014")
-def deconvnet(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
+def deconvnet(model, clips, targets, work) -> Tensor:
     """DeConvNet (Zeiler and Fergus 2014); (N, T, H, W).
 
     Each ReLU passes back ReLU(gradient), whatever the sign of its own input was: where a network
@@ -34,7 +34,7 @@ def deconvnet(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> T
 
 
 @_method("guided_backprop", order=6, label="Guided BP", source="Springenberg 2015")
-def guided_backprop(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
+def guided_backprop(model, clips, targets, work) -> Tensor:
     """Guided backpropagation (Springenberg 2015); (N, T, H, W).
 
     Each ReLU passes back ReLU(gradient) where its input was positive. Otherwise as `deconvnet`.
@@ -67,7 +67,7 @@ def _modified_relu(name: str, share, model: nn.Module, clips: Tensor, targets, w
 
 
 @_method("deeplift", order=8, label="DeepLIFT", source="Shrikumar 2017")
-def deeplift(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
+def deeplift(model, clips, targets, work) -> Tensor:
     """DeepLIFT with the rescale rule, against a black clip (Shrikumar 2017); (N, T, H, W).
 
     Each activation passes back Δout/Δin, the differences between clip and baseline, and a pixel

@@ -6,6 +6,7 @@ up-sampled bilinearly in space and by repetition in time.
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 
 from stepkit._checks import require
 from stepkit.attribution._cells import reader, watched
-from stepkit.attribution._methods import Work, method
-from stepkit.models.scores import Score
+from stepkit.attribution._methods import method
+from stepkit.attribution.occlusion import masked_scores
+from stepkit.removal import fade
 
 _method = partial(
     method, family="activation", reads_layers=True, resolution="cell and step of the layer"
@@ -23,16 +25,7 @@ _method = partial(
 
 
 @_method("cam", order=13, label="CAM", source="Zhou 2016")
-def cam(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    layer: str | None = None,
-    grid: tuple[int, int, int] | None = None,
-    grid_order: str | None = None,
-) -> Tensor:
+def cam(model, clips, targets, work, *, layer=None, grid=None, grid_order=None) -> Tensor:
     """CAM, class activation mapping (Zhou 2016); (N, T, H, W).
 
     Σ_k w_k·A_k, where w is the class's row of a linear classifier that reads the average of the
@@ -51,7 +44,7 @@ def cam(
     """
     score = work.score
     require(score.one_logit, "score", score.name, "the score of a class, for CAM's classifier")
-    activation, logits = _activation(model, clips, targets, score, layer, grid, grid_order)
+    activation, logits, _ = _looked_at(model, clips, targets, work, layer, grid, grid_order)
     require(logits.ndim == 2, "model", f"output {tuple(logits.shape)}", "logits (N, K), for CAM")
     pooled = activation.mean((2, 3, 4))
     for weight, bias in _linear_maps(model, pooled.shape[1], logits.shape[1]):
@@ -70,16 +63,7 @@ def cam(
 @_method(
     "grad_cam", order=14, label="Grad-CAM", source="Eq. 28; Selvaraju 2017", needs_gradient=True
 )
-def grad_cam(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    layer: str | None = None,
-    grid: tuple[int, int, int] | None = None,
-    grid_order: str | None = None,
-) -> Tensor:
+def grad_cam(model, clips, targets, work, *, layer=None, grid=None, grid_order=None) -> Tensor:
     """Grad-CAM with one weight per channel and time step (Eq. 28); (N, T, H, W).
 
     ReLU(Σ_k α_k(t)·A_k(t)), where α_k(t) is ∂logit_c/∂A_k averaged over space at time t. Elsewhere
@@ -104,8 +88,8 @@ def grad_cam(
         (TimeSformer). By default it is found out by changing halves of a clip
         (`stepkit.attribution._cells`).
     """
-    where = layer, grid, grid_order
-    activation, slope = _activation_and_slope(model, clips, targets, work.score, *where)
+    activation, _, slope = _looked_at(model, clips, targets, work, layer, grid, grid_order)
+    slope = slope()
     found = (slope.mean((3, 4), keepdim=True) * activation).sum(1).relu()
     return upsample(found, clips.shape[2:])
 
@@ -113,16 +97,7 @@ def grad_cam(
 @_method(
     "grad_cam_pp", order=15, label="Grad-CAM++", source="Chattopadhay 2018", needs_gradient=True
 )
-def grad_cam_pp(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    layer: str | None = None,
-    grid: tuple[int, int, int] | None = None,
-    grid_order: str | None = None,
-) -> Tensor:
+def grad_cam_pp(model, clips, targets, work, *, layer=None, grid=None, grid_order=None) -> Tensor:
     """Grad-CAM++ with one weight per channel and time step (Chattopadhay 2018); (N, T, H, W).
 
     ReLU(Σ_k w_k(t)·A_k(t)) with w_k = Σ_ij α_ij·ReLU(g_ij) and α_ij = g²/(2g² + g³·Σ_ab A_ab), g
@@ -135,8 +110,8 @@ def grad_cam_pp(
     layer, grid, grid_order
         As for `grad_cam`.
     """
-    where = layer, grid, grid_order
-    activation, slope = _activation_and_slope(model, clips, targets, work.score, *where)
+    activation, _, slope = _looked_at(model, clips, targets, work, layer, grid, grid_order)
+    slope = slope()
     # α with g² cancelled, which would underflow; where g is 0 so is its term of the sum
     below = 2 + slope * activation.sum((3, 4), keepdim=True)
     alpha = torch.where(below == 0, 0, 1 / below)
@@ -146,16 +121,7 @@ def grad_cam_pp(
 
 @_method("score_cam", order=16, label="Score-CAM", source="Wang 2020")
 @torch.no_grad()
-def score_cam(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    layer: str | None = None,
-    grid: tuple[int, int, int] | None = None,
-    grid_order: str | None = None,
-) -> Tensor:
+def score_cam(model, clips, targets, work, *, layer=None, grid=None, grid_order=None) -> Tensor:
     """Score-CAM: channels as masks, no gradient (Wang 2020); (N, T, H, W).
 
     ReLU(Σ_k w_k·A_k), w = softmax over channels of the score of X⊙s(U(A_k)): the clip, multiplied
@@ -171,20 +137,22 @@ def score_cam(
     layer, grid, grid_order
         As for `grad_cam`.
     """
-    activation, _ = _activation(model, clips, targets, work.score, layer, grid, grid_order)
-    n, channels = activation.shape[:2]
-    scores = activation.new_empty(n * channels)
-    for start in work.bar(range(0, n * channels, work.batch_size), desc="Score-CAM"):
-        pair = torch.arange(start, min(start + work.batch_size, n * channels), device=clips.device)
-        clip, channel = pair // channels, pair % channels
-        mask = upsample(activation[clip, channel], clips.shape[2:])  # (B, T, H, W)
-        low, high = mask.amin((1, 2, 3)), mask.amax((1, 2, 3))
-        span = torch.where(high > low, high - low, 1)[:, None, None, None]
-        shown = (mask - low[:, None, None, None]) / span
-        found = work.score.logit(model(clips[clip] * shown[:, None]), targets[clip])
-        scores[pair] = found.to(scores).masked_fill(high == low, -math.inf)
-    weight = scores.view(n, channels).softmax(1).nan_to_num()  # NaN: every channel is constant
-    found = torch.einsum("nk,nkthw->nthw", weight, activation).relu()
+    activation, *_ = _looked_at(model, clips, targets, work, layer, grid, grid_order)
+    least = torch.finfo(activation.dtype).tiny
+
+    def masks(channels: Tensor) -> Iterator[Tensor]:
+        for part in work.bar(channels.split(work.batch_size), desc="Score-CAM"):
+            mask = upsample(part, clips.shape[2:])
+            mask = mask - mask.amin((1, 2, 3), keepdim=True)
+            yield mask / mask.amax((1, 2, 3), keepdim=True).clamp(min=least)
+
+    scores = []
+    for clip, target, channels in zip(clips, targets, activation, strict=True):
+        given = masked_scores(model, clip, target, work.score.logit, fade(), masks(channels))
+        flat = channels.flatten(1).amax(1) == channels.flatten(1).amin(1)
+        scores.append(torch.cat([logit for _, logit in given]).masked_fill(flat, -math.inf))
+    weight = torch.stack(scores).softmax(1).nan_to_num()  # NaN: every channel is constant
+    found = torch.einsum("nk,nkthw->nthw", weight.to(activation), activation).relu()
     return upsample(found, clips.shape[2:])
 
 
@@ -203,38 +171,33 @@ def _exact(model: nn.Module) -> bool:
     return all(values.dtype.itemsize >= 4 for values in model.parameters())
 
 
-def _activation(model, clips: Tensor, targets: Tensor, score: Score, layer, grid, grid_order):
-    """Return a layer's activation (N, K, T', H', W'), and what the network put out."""
+def _looked_at(model, clips: Tensor, targets: Tensor, work, layer, grid, grid_order):
+    """Return a layer's activation A (N, K, T', H', W'), what the network put out, and a function.
+
+    That returns ∂logit_c/∂A, as A is arranged.
+    """
     with watched(model, len(clips), layer) as seen, torch.enable_grad():
         output = model(clips.detach())
-        score.logit(output, targets)
-    output = output.detach() if isinstance(output, Tensor) else output
-    arranged = reader(model, layer, clips, seen, grid, grid_order)
-    return arranged([_at_least_float32(values.detach()) for values in seen.kept]), output
+        logit = work.score.logit(output, targets).sum()
+    placed = reader(model, layer, clips, seen, grid, grid_order)
+    activation = placed([_at_least_float32(values.detach()) for values in seen.kept])
 
+    def slope() -> Tensor:
+        given = [None]
+        if logit.requires_grad:
+            given = torch.autograd.grad(logit, seen.kept, allow_unused=True)
+        reached = any(each is not None for each in given)
+        require(reached, "layer", "one that the score does not depend on", "another layer")
+        pairs = zip(seen.kept, given, strict=True)
+        given = [torch.zeros_like(kept) if each is None else each for kept, each in pairs]
+        found = placed([_at_least_float32(each) for each in given])
+        # behind the last attention of a classifier that reads the class token, all others are idle
+        idle = given[0].ndim == 3 and bool(given[0].any()) and not bool(found.any())
+        of_class = "tokens of which only the class token counts"
+        require(not idle, "layer", of_class, "an earlier one")
+        return found
 
-def _activation_and_slope(
-    model, clips: Tensor, targets: Tensor, score: Score, layer, grid, grid_order
-):
-    """Return a layer's activation A and ∂logit_c/∂A, both (N, K, T', H', W')."""
-    with watched(model, len(clips), layer) as seen, torch.enable_grad():
-        logit = score.logit(model(clips.detach()), targets).sum()
-    arranged = reader(model, layer, clips, seen, grid, grid_order)
-    slopes = [None]
-    if logit.requires_grad:
-        slopes = torch.autograd.grad(logit, seen.kept, allow_unused=True)
-    reached = any(slope is not None for slope in slopes)
-    require(reached, "layer", "one that the score does not depend on", "another layer")
-    pairs = zip(seen.kept, slopes, strict=True)
-    slopes = [torch.zeros_like(kept) if slope is None else slope for kept, slope in pairs]
-    activation = arranged([_at_least_float32(values.detach()) for values in seen.kept])
-    slope = arranged([_at_least_float32(values) for values in slopes])
-    # behind the last attention of a classifier that reads the class token, all others are idle
-    only_class = slopes[0].ndim == 3 and bool(slopes[0].any()) and not bool(slope.any())
-    require(
-        not only_class, "layer", "tokens of which only the class token counts", "an earlier one"
-    )
-    return activation, slope
+    return activation, output, slope
 
 
 def _linear_maps(model: nn.Module, inputs: int, outputs: int):

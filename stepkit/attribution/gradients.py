@@ -12,36 +12,23 @@ from torch import Tensor, nn
 
 from stepkit._checks import one_of, require
 from stepkit.attribution._methods import Work, method
-from stepkit.models.scores import PROBABILITY, Score
-from stepkit.removal import Removal, gaussian_blur, named
+from stepkit.models.scores import Score
+from stepkit.removal import gaussian_blur, named
 
 DIFFERENCE = 0.01  # pixels of blur, for ∂g/∂σ in blur IG; the released code's
 
 _method = partial(method, family="gradient", needs_gradient=True)
 
 
-def input_gradient(
-    model: nn.Module, clips: Tensor, targets: Tensor, score: Score = PROBABILITY
-) -> Tensor:
+def input_gradient(model: nn.Module, clips: Tensor, targets: Tensor, score: Score) -> Tensor:
     """Return ∂Φ_c/∂X, (N, 3, T, H, W)."""
     clips = clips.detach().requires_grad_()
     with torch.enable_grad():
-        phi = score(model(clips), targets)
-        (slope,) = torch.autograd.grad(phi.sum(), clips)
+        (slope,) = torch.autograd.grad(score(model(clips), targets).sum(), clips)
     return slope
 
 
-def mean_gradient(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    points: int,
-    at,
-    *,
-    desc: str,
-    squared: bool = False,
-) -> Tensor:
+def mean_gradient(model, clips, targets, work: Work, points: int, at, squared=False) -> Tensor:
     """Return the mean of weight·∂Φ_c/∂x over the points x of each clip; (N, 3, T, H, W).
 
     Parameters
@@ -51,29 +38,19 @@ def mean_gradient(
     at : callable
         (i, k) -> x, weight: points ``k`` (K,) of clip ``i``, numbered from 1 and asked for in
         order, as (K, 3, T, H, W), with weights that broadcast to them.
-    desc : str
-        Names the loop over the chunks of a clip.
     squared : bool
         Square the gradients first.
     """
     total = torch.zeros_like(clips)
-    for i in range(len(clips)):
-        for k in work.bar(torch.arange(1, points + 1).split(work.batch_size), desc=desc):
+    for i, target in enumerate(targets):
+        for k in work.bar(torch.arange(1, points + 1).split(work.batch_size), desc="points"):
             x, weight = at(i, k)
-            slope = input_gradient(model, x, targets[i].expand(len(k)), work.score)
+            slope = input_gradient(model, x, target.expand(len(k)), work.score)
             total[i] += (weight * (slope.square() if squared else slope)).sum(0)
     return total / points
 
 
-def path_gradient(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    baseline: Tensor,
-    steps: int,
-    rule: str = "right",
-) -> Tensor:
+def path_gradient(model, clips, targets, work: Work, baseline: Tensor, steps, rule="right"):
     """Integrated gradients, signed and per colour: (X − X̄)·mean ∂Φ_c/∂x, (N, 3, T, H, W).
 
     The points of the straight path are X̄ + k/m·(X − X̄) with k = 1..m, ``rule="right"`` (Eq. 24),
@@ -84,14 +61,13 @@ def path_gradient(
     way, first = clips - baseline, 0 if rule == "right" else 1
 
     def at(i, k):
-        share = ((k - first) / steps).to(clips)[:, None, None, None, None]
-        return baseline[i] + share * way[i], 1
+        return baseline[i] + ((k - first) / steps).to(clips).view(-1, 1, 1, 1, 1) * way[i], 1
 
-    return way * mean_gradient(model, clips, targets, work, steps, at, desc="integrated gradients")
+    return way * mean_gradient(model, clips, targets, work, steps, at)
 
 
 @_method("gradient", order=1, label="Gradient", source="Eq. 22; Simonyan 2014")
-def gradient(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
+def gradient(model, clips, targets, work) -> Tensor:
     """Gradient / saliency (Eq. 22): |∂Φ_c/∂X|, averaged over RGB; (N, T, H, W).
 
     The paper prints the derivative only; the absolute value and the mean are the released code's.
@@ -101,7 +77,7 @@ def gradient(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Te
 
 
 @_method("gradient_x_input", order=4, label="Gradient × Input", source="Eq. 23; Shrikumar 2016")
-def gradient_x_input(model: nn.Module, clips: Tensor, targets: Tensor, work: Work) -> Tensor:
+def gradient_x_input(model, clips, targets, work) -> Tensor:
     """Gradient × input (Eq. 23): |Σ_RGB X ⊙ ∂Φ_c/∂X|; (N, T, H, W).
 
     X is what the network takes, the normalised clip. The sum and the absolute value are the
@@ -117,14 +93,7 @@ def gradient_x_input(model: nn.Module, clips: Tensor, targets: Tensor, work: Wor
     source="Eq. 24; Sundararajan 2017",
 )
 def integrated_gradients(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    steps: int = 50,
-    rule: str = "right",
-    baseline: Removal | str = "black",
+    model, clips, targets, work, *, steps=50, rule="right", baseline="black"
 ) -> Tensor:
     """Integrated gradients (Eq. 24), absolute and averaged over RGB; (N, T, H, W).
 
@@ -144,15 +113,7 @@ def integrated_gradients(
 
 
 @_method("smoothgrad", order=3, label="SmoothGrad", source="Eq. 25; Smilkov 2017")
-def smoothgrad(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    samples: int = 50,
-    noise: float = 0.15,
-) -> Tensor:
+def smoothgrad(model, clips, targets, work, *, samples=50, noise=0.15) -> Tensor:
     """SmoothGrad (Eq. 25): |mean gradient at noisy copies|, summed over RGB; (N, T, H, W).
 
     Parameters
@@ -168,15 +129,7 @@ def smoothgrad(
 
 
 @_method("smoothgrad_squared", order=10, label="SmoothGrad-Squared", source="Eq. 26; Hooker 2019")
-def smoothgrad_squared(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    samples: int = 50,
-    noise: float = 0.15,
-) -> Tensor:
+def smoothgrad_squared(model, clips, targets, work, *, samples=50, noise=0.15) -> Tensor:
     """SmoothGrad-Squared (Eq. 26): mean squared gradient, summed over RGB; (N, T, H, W).
 
     Options as for `smoothgrad`. Source: Hooker 2019.
@@ -185,15 +138,7 @@ def smoothgrad_squared(
 
 
 @_method("blur_ig", order=12, label="Blur IG", source="Eq. 27; Xu 2020")
-def blur_ig(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    steps: int = 50,
-    sigma_max: float | None = None,
-) -> Tensor:
+def blur_ig(model, clips, targets, work, *, steps=50, sigma_max=None) -> Tensor:
     """Blur integrated gradients (Eq. 27), absolute and averaged over RGB; (N, T, H, W).
 
     The path runs from the clip into its blur: σ_k = (k−1)·σ_max/m, each frame blurred alone, zeros
@@ -214,12 +159,7 @@ def blur_ig(
 
 
 def blur_path_gradient(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    steps: int,
-    sigma_max: float | None = None,
+    model, clips, targets, work: Work, steps: int, sigma_max: float | None = None
 ) -> Tensor:
     """Eq. 27, signed and per colour, (N, 3, T, H, W); its sum approaches Φ_c(blurred) − Φ_c(X)."""
     _check_count("steps", steps)
@@ -235,7 +175,7 @@ def blur_path_gradient(
         )
         return x, (more - x) / DIFFERENCE
 
-    return strongest * mean_gradient(model, clips, targets, work, steps, at, desc="blur IG")
+    return strongest * mean_gradient(model, clips, targets, work, steps, at)
 
 
 def _noisy(model, clips, targets, work: Work, samples, noise, squared=False) -> Tensor:
@@ -250,8 +190,7 @@ def _noisy(model, clips, targets, work: Work, samples, noise, squared=False) -> 
         drawn = [torch.randn(clips[i].shape, generator=draws[i], device=clips.device) for _ in k]
         return clips[i] + sigma[i] * torch.stack(drawn).to(clips), 1
 
-    options = {"desc": "smoothgrad", "squared": squared}
-    return mean_gradient(model, clips, targets, work, samples, at, **options)
+    return mean_gradient(model, clips, targets, work, samples, at, squared)
 
 
 def _check_count(argument: str, given) -> None:

@@ -1,20 +1,21 @@
 """Attributions from forward passes alone: take evidence away, watch Φ_c (Table I, refs 15, 39, 40).
 
 The three methods differ in the masks that they try and in how they read the answers; all masks go
-through `_watch`. They are written here and not taken from Captum: what stands where evidence is
-gone is then any `stepkit.removal.Removal`, and nothing has to be installed. Captum's ``Occlusion``
-and ``Lime`` agree (tests/test_occlusion.py).
+through `masked_scores`. They are written here and not taken from Captum: what stands where evidence
+is gone is then any `stepkit.removal.Removal`, and nothing has to be installed. Captum's
+``Occlusion`` and ``Lime`` agree (tests/test_occlusion.py).
 """
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from stepkit._checks import one_of, require
-from stepkit.attribution._methods import Work, method
+from stepkit.attribution._methods import method
 from stepkit.attribution.supervoxels import supervoxels
-from stepkit.models.scores import Score
 from stepkit.removal import Removal, named, read
 
 LIME_WIDTH = 0.25  # of the kernel that weighs a sample by its distance from the clip
@@ -31,16 +32,7 @@ _method = partial(method, family="perturbation")
     resolution="window, slid by half of it",
 )
 @torch.no_grad()
-def occlusion(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    window: tuple[int, int, int] | None = None,
-    stride: tuple[int, int, int] | None = None,
-    removal: Removal | str = "fade",
-) -> Tensor:
+def occlusion(model, clips, targets, work, *, window=None, stride=None, removal="fade") -> Tensor:
     """Occlusion: the mean drop of Φ_c over the cuboids that cover a voxel; (N, T, H, W).
 
     A cuboid slides over the clip from its first corner; one that reaches over the far border is cut
@@ -62,17 +54,16 @@ def occlusion(
     _check_triple("window", window, size, f"frames and pixels (t, y, x) up to {tuple(size)}")
     stride = stride or tuple((n + 1) // 2 for n in window)
     _check_triple("stride", stride, window, f"frames and pixels (t, y, x) up to window={window}")
-    starts = [
-        torch.arange(0, n - w + s, s) for n, w, s in zip(size, window, stride, strict=True)
-    ]  # the last start is the first whose cuboid reaches the far border
-    corners = torch.cartesian_prod(*starts).to(clips.device)  # (P, 3)
+    # the last start is the first whose cuboid reaches the far border
+    each = zip(size, window, stride, strict=True)
+    corners = torch.cartesian_prod(*(torch.arange(0, n - w + s, s) for n, w, s in each))  # (P, 3)
     maps = torch.zeros_like(clips[:, 0])
     for clip, target, drops in zip(clips, targets, maps, strict=True):
-        intact = _phi(model, clip[None], target, work.score)
+        intact = work.score(model(clip[None]), target[None]).float()
         covered = torch.zeros_like(drops)
         chunks = work.bar(corners.split(work.batch_size), desc="occlusion")
-        masks = (1 - _cuboids(chunk, window, size) for chunk in chunks)
-        for mask, phi in _watch(model, clip, target, work.score, removal, masks):
+        masks = (_cuboids(chunk, window, size).to(clip) for chunk in chunks)
+        for mask, phi in masked_scores(model, clip, target, work.score, removal, masks):
             drops += torch.einsum("k,kthw->thw", intact - phi, 1 - mask)
             covered += (1 - mask).sum(0)
         drops /= covered
@@ -84,16 +75,16 @@ def occlusion(
 )
 @torch.no_grad()
 def rise(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
+    model,
+    clips,
+    targets,
+    work,
     *,
-    samples: int = 4000,
-    cells: tuple[int, int, int] = (4, 7, 7),
-    keep: float = 0.5,
-    divide_by: str = "expected",
-    removal: Removal | str = "fade",
+    samples=4000,
+    cells=(4, 7, 7),
+    keep=0.5,
+    divide_by="expected",
+    removal="fade",
 ) -> Tensor:
     """RISE: the mean of random masks, weighed by the Φ_c that each leaves; (N, T, H, W).
 
@@ -131,9 +122,9 @@ def rise(
         grids, shifts = _grids(samples, cells, size, keep, _generator(clip, seed))
         chunks = zip(grids.split(work.batch_size), shifts.split(work.batch_size), strict=True)
         chunks = work.bar(list(chunks), desc="rise")
-        masks = (_stretch(grid.float(), shift, size) for grid, shift in chunks)
+        masks = (_stretch(grid, shift, size) for grid, shift in chunks)
         kept = torch.zeros_like(total)
-        for mask, phi in _watch(model, clip, target, work.score, removal, masks):
+        for mask, phi in masked_scores(model, clip, target, work.score, removal, masks):
             total += torch.einsum("k,kthw->thw", phi, mask)
             kept += mask.sum(0)
         total /= samples * keep if divide_by == "expected" else kept.clamp(min=1e-6)
@@ -142,16 +133,7 @@ def rise(
 
 @_method("lime", order=18, label="LIME", source="Ribeiro 2016", resolution="supervoxel")
 @torch.no_grad()
-def lime(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    segments: int = 100,
-    samples: int = 1000,
-    removal: Removal | str = "fade",
-) -> Tensor:
+def lime(model, clips, targets, work, *, segments=100, samples=1000, removal="fade") -> Tensor:
     """LIME: weights of regions in a linear model of Φ_c around the clip; (N, T, H, W).
 
     Minimises Σ_i π_i·(Φ_c(z_i⊗X) − b − β·z_i)² + |β|² (ref. 39, Eq. 1) over random on/off vectors
@@ -180,36 +162,33 @@ def lime(
         switches = _switches(samples, int(units.max()) + 1, _generator(clip, seed))
         chunks = work.bar(switches.split(work.batch_size), desc="lime")
         masks = (chunk[:, units] for chunk in chunks)
-        phi = torch.cat([phi for _, phi in _watch(model, clip, target, work.score, removal, masks)])
+        given = masked_scores(model, clip, target, work.score, removal, masks)
+        phi = torch.cat([phi for _, phi in given])
         weights.copy_(_ridge(switches, phi).to(weights)[units])
     return maps
 
 
-def _watch(model, clip: Tensor, target: Tensor, score: Score, removal: Removal, masks):
-    """Yield each of the ``masks`` (k, T, H, W) with Φ_c (k,) of what it leaves of one clip.
+def masked_scores(
+    model, clip: Tensor, target: Tensor, score, removal: Removal, masks: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each of the ``masks`` (k, T, H, W) with the score (k,) of what it leaves of one clip.
 
     ``masks`` is a generator, so that no more than one chunk is in memory. Clips go one after the
-    other: there are many masks for each, and a chunk of them fills a batch.
+    other: there are many masks for each, and a chunk of them fills a batch. Scores are float32; in
+    half precision small drops would be lost.
     """
     ladder = removal.ladder(clip[None])
     for mask in masks:
         kept = read(ladder, mask[None])[0]  # (k, 3, T, H, W)
-        yield mask, _phi(model, kept, target, score)
-
-
-def _phi(model, clips: Tensor, target: Tensor, score: Score) -> Tensor:
-    """Return Φ_c, float32 (k,); in half precision small drops would be lost."""
-    return score(model(clips), target.expand(len(clips))).float()
+        yield mask, score(model(kept), target.expand(len(kept))).float()
 
 
 def _cuboids(corners: Tensor, window, size) -> Tensor:
-    """Return ones inside cuboids with first ``corners`` (k, 3), zeros elsewhere; (k, T, H, W)."""
-    inside = []
-    for first, w, n in zip(corners.T, window, size, strict=True):
-        place = torch.arange(n, device=corners.device) - first[:, None]  # (k, n)
-        inside.append((place >= 0) & (place < w))
-    t, y, x = inside
-    return (t[:, :, None, None] & y[:, None, :, None] & x[:, None, None]).float()
+    """Return masks that leave out cuboids with first ``corners`` (k, 3); (k, T, H, W)."""
+    masks = torch.ones(len(corners), *size)
+    for mask, corner in zip(masks, corners.tolist(), strict=True):
+        mask[tuple(slice(a, a + w) for a, w in zip(corner, window, strict=True))] = 0
+    return masks
 
 
 def _grids(samples: int, cells, size, keep: float, generator) -> tuple[Tensor, Tensor]:
@@ -217,41 +196,26 @@ def _grids(samples: int, cells, size, keep: float, generator) -> tuple[Tensor, T
 
     All at once, so that chunks do not change what is drawn; a bit is far smaller than its mask.
     """
-    device = generator.device
-    bits = torch.rand(samples, *cells, generator=generator, device=device) < keep
-    shifts = [
-        torch.randint(-(-n // c), (samples,), generator=generator, device=device)
-        for n, c in zip(size, cells, strict=True)
-    ]  # within a cell of ⌈n/c⌉ pixels
-    return bits, torch.stack(shifts, 1)
+    draw = {"generator": generator, "device": generator.device}
+    bits = torch.rand(samples, *cells, **draw) < keep
+    sides = [-(-n // c) for n, c in zip(size, cells, strict=True)]  # of a cell, in pixels
+    return bits, torch.stack([torch.randint(side, (samples,), **draw) for side in sides], 1)
 
 
 def _stretch(grid: Tensor, shift: Tensor, size) -> Tensor:
     """Up-sample grids (k, t, h, w) to c + 1 cells of ⌈n/c⌉ pixels, crop at ``shift`` (k, 3).
 
-    Linear along each axis, constant beyond the centres of the outer cells; (k, T, H, W). Only the
-    pixels of the crop are computed.
+    Linear along each axis, constant beyond the centres of the outer cells; (k, T, H, W).
     """
-    axes = zip(grid.shape[1:], size, shift.T, strict=True)
-    t, y, x = (_line(c, n, first) for c, n, first in axes)
-    grid = torch.einsum("kTt,kthw->kThw", t, grid)
-    grid = torch.einsum("kHh,kThw->kTHw", y, grid)
-    return torch.einsum("kWw,kTHw->kTHW", x, grid).clamp(max=1)  # rounding
-
-
-def _line(cells: int, length: int, first: Tensor) -> Tensor:
-    """Return the weights (k, length, cells) of cells in pixels, the first of them at ``first``."""
-    cell = -(-length // cells)
-    pixel = torch.arange(length, device=first.device) + first[:, None]
-    place = (pixel + 0.5) * cells / ((cells + 1) * cell) - 0.5  # in cells, 0 = centre of the first
-    place = place.clamp(0, cells - 1)
-    return (1 - (place[:, :, None] - torch.arange(cells, device=first.device)).abs()).clamp(min=0)
+    large = [(c + 1) * -(-n // c) for c, n in zip(grid.shape[1:], size, strict=True)]
+    masks = F.interpolate(grid[:, None].float(), large, mode="trilinear")[:, 0]
+    crops = [[slice(a, a + n) for a, n in zip(s, size, strict=True)] for s in shift.tolist()]
+    return torch.stack([mask[tuple(crop)] for mask, crop in zip(masks, crops, strict=True)])
 
 
 def _switches(samples: int, units: int, generator) -> Tensor:
     """Draw LIME's on/off vectors, float32 (N, U); the first leaves the clip as it is."""
-    device = generator.device
-    on = torch.rand(samples, units, generator=generator, device=device) < 0.5
+    on = torch.rand(samples, units, generator=generator, device=generator.device) < 0.5
     on[0] = True
     return on.float()
 
@@ -277,8 +241,6 @@ def _check_samples(samples) -> None:
 
 def _check_triple(argument: str, given, limits, expected: str) -> None:
     """Check three whole numbers (t, y, x) from 1 to ``limits``."""
-    fits = isinstance(given, tuple | list) and len(given) == 3
-    fits = fits and all(
-        isinstance(n, int) and 1 <= n <= limit for n, limit in zip(given, limits, strict=True)
-    )
+    three = isinstance(given, tuple | list) and [type(n) for n in given] == [int] * 3
+    fits = three and all(1 <= n <= most for n, most in zip(given, limits, strict=True))
     require(fits, argument, given, expected)

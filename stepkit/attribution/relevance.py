@@ -7,11 +7,11 @@ import math
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepkit._checks import require
 from stepkit.attribution._cells import reader, watched
-from stepkit.attribution._methods import Work, method
+from stepkit.attribution._methods import method
 from stepkit.attribution._rules import Rules, relevance
 from stepkit.attribution.cam import upsample
 from stepkit.models.scores import Score
@@ -26,9 +26,7 @@ _method = partial(method, family="backprop", needs_gradient=True, reads_layers=T
     source="§V-B; Zhang 2018, Bargal 2018",
     resolution="cell and step of the layer",
 )
-def excitation_backprop(
-    model: nn.Module, clips: Tensor, targets: Tensor, work: Work, *, layer: str | None = None
-) -> Tensor:
+def excitation_backprop(model, clips, targets, work, *, layer=None) -> Tensor:
     """Excitation backprop (EB): marginal winning probabilities at a layer; (N, T, H, W).
 
     The class wins with probability one, and a winner z hands its probability to its children a in
@@ -69,15 +67,7 @@ def excitation_backprop(
 
 
 @_method("lrp", order=7, label="LRP", source="Bach 2015")
-def lrp(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    gamma: float = math.inf,
-    epsilon: float = 1e-6,
-) -> Tensor:
+def lrp(model, clips, targets, work, *, gamma=math.inf, epsilon=1e-6) -> Tensor:
     """Layer-wise relevance propagation of the class's logit to the voxels; (N, T, H, W).
 
     The usual composite (Kohlbrenner 2020): LRP-z⁺ in convolutions, i.e. αβ with α = 1, β = 0 (Bach

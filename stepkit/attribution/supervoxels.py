@@ -39,21 +39,7 @@ def supervoxels(clip: Tensor, segments: int, sigma: float = 0.8) -> Tensor:
     tensor("clip", clip, "(3, T, H, W)")
     require(type(segments) is int and segments >= 1, "segments", segments, "at least 1")
     volume = unnormalise(clip).permute(1, 2, 3, 0).cpu().double().numpy()
-    labels = slic(
-        volume,
-        segments,
-        compactness=10,
-        max_num_iter=10,
-        sigma=sigma,
-        spacing=(1, 1, 1),
-        convert2lab=True,
-        enforce_connectivity=True,
-        min_size_factor=0.5,
-        max_size_factor=3,
-        slic_zero=True,
-        start_label=0,
-        channel_axis=-1,
-    )
+    labels = slic(volume, segments, sigma=sigma, slic_zero=True, start_label=0, channel_axis=-1)
     numbered = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
     return torch.from_numpy(numbered.astype(np.int64)).to(clip.device)
 

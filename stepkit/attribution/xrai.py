@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepkit._checks import require
-from stepkit.attribution._methods import Work, method
+from stepkit.attribution._methods import method
 from stepkit.attribution.gradients import path_gradient
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
 from stepkit.removal import constant
@@ -23,13 +23,7 @@ LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 vo
     needs_gradient=True,
 )
 def xrai(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
-    *,
-    segments: tuple[int, ...] = (50, 100, 150, 250, 500, 1200),
-    steps: int = 50,
+    model, clips, targets, work, *, segments=(50, 100, 150, 250, 500, 1200), steps=50
 ) -> Tensor:
     """XRAI over 3-D supervoxels; (N, T, H, W), in each voxel its region's mean attribution.
 
