@@ -20,24 +20,26 @@ from stepkit._sources import as_source, between, guess_count, lazy_frames, name_
 MEAN = (0.43216, 0.394666, 0.37645)  # of Kinetics-400, RGB in [0, 1]
 STD = (0.22803, 0.22145, 0.216989)
 
+__all__ = [
+    "MEAN",
+    "STD",
+    "frame_count",
+    "frame_size",
+    "mean_std",
+    "normalise",
+    "read_clip",
+    "read_clips",
+    "read_frames",
+    "sample_frames",
+    "unnormalise",
+]
+
 
 def normalise(frames: Tensor) -> Tensor:
     """Take RGB in [0, 1] to the space of models, maps and masks: ``(frames - MEAN) / STD``.
 
-    Parameters
-    ----------
-    frames : Tensor
-        Floating (..., 3, T, H, W), any device.
-
-    Returns
-    -------
-    Tensor
-        Same shape, dtype and device.
-
-    Raises
-    ------
-    ValueError
-        Another shape, or no floating dtype.
+    ``frames`` are floating (..., 3, T, H, W), on any device; shape, dtype and device stay. Raises a
+    ``ValueError`` for another shape, or no floating dtype.
 
     Examples
     --------
@@ -48,22 +50,7 @@ def normalise(frames: Tensor) -> Tensor:
 
 
 def unnormalise(clips: Tensor) -> Tensor:
-    """Undo `normalise`, for pictures: RGB, clamped to [0, 1].
-
-    Parameters
-    ----------
-    clips : Tensor
-        Floating (..., 3, T, H, W), normalised, any device.
-
-    Returns
-    -------
-    Tensor
-        Same shape, dtype and device.
-
-    Raises
-    ------
-    ValueError
-        Another shape, or no floating dtype.
+    """Undo `normalise`, for pictures: RGB, clamped to [0, 1]. Takes and raises what that does.
 
     Examples
     --------
@@ -89,7 +76,6 @@ def sample_frames(n, frames=16, mode="test", start=0, stop=None, generator=None)
         Frames to choose.
     mode : {"test", "train"}, default "test"
     start, stop : int, default the whole source
-        The range; ``stop`` is exclusive.
     generator : torch.Generator, optional
         Needed in train mode: the global random state is never touched. Each call advances it by
         ``frames`` draws.
@@ -97,12 +83,8 @@ def sample_frames(n, frames=16, mode="test", start=0, stop=None, generator=None)
     Returns
     -------
     list of int
-        ``frames`` positions in the source, from 0, never decreasing.
-
-    Raises
-    ------
-    ValueError
-        An unknown mode, an empty range or one outside the source, no generator in train mode.
+        ``frames`` positions in the source, from 0, never decreasing. A ``ValueError`` is raised for
+        an unknown mode, an empty range or one outside the source, no generator in train mode.
 
     Examples
     --------
@@ -134,8 +116,8 @@ def read_frames(path, indices=None, size=112, fit="squash") -> Tensor:
     path : str, Path, bytes, binary file or array
         A video that FFmpeg decodes: a file, its bytes, or an open file, read from its beginning.
         Or a folder of images (jpg, png, bmp, webp), one per frame, in the natural order of their
-        names: "f2" before "f10". Or RGB frames, uint8 (T, H, W, 3), of NumPy or PyTorch. Of
-        several video streams the container's default; what is transparent stands on black.
+        names: "f2" before "f10". Or RGB frames, uint8 (T, H, W, 3), of NumPy or PyTorch. Of several
+        video streams the container's default. What is transparent stands on black.
     indices : iterable of int, default all frames
         Positions from 0, wherever the names of a folder start to count; any order, repeats too.
     size : int or (int, int), default 112
@@ -149,11 +131,6 @@ def read_frames(path, indices=None, size=112, fit="squash") -> Tensor:
     Tensor
         uint8 (T, H, W, 3), RGB.
 
-    Warns
-    -----
-    UserWarning
-        Damage elsewhere than in the frames asked for; HDR, which is read as if it were SDR.
-
     Raises
     ------
     FileNotFoundError
@@ -162,6 +139,7 @@ def read_frames(path, indices=None, size=112, fit="squash") -> Tensor:
         No video; a truncated one (where its container tells its length: mp4, mov, mkv, webm, avi,
         gif, wmv); a frame asked for is damaged, or follows damage up to the next key frame; no
         images; a broken image, or one of another size; no such index.
+        A warning tells of damage elsewhere, and of HDR, which is read as if it were SDR.
 
     Examples
     --------
@@ -214,12 +192,8 @@ def read_clip(
     Returns
     -------
     Tensor
-        float32 (3, frames, H, W).
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `read_frames`, `sample_frames` and `mean_std`; ``seconds`` of a source without times.
+        float32 (3, frames, H, W). Errors are those of `read_frames`, `sample_frames` and
+        `mean_std`, or name ``seconds`` of a source without times.
 
     Examples
     --------
@@ -302,12 +276,8 @@ def mean_std(normalise) -> tuple[tuple, tuple]:
     Returns
     -------
     mean, std : tuple of three float
-        Of RGB in [0, 1]: what a model takes is ``(rgb - mean) / std``.
-
-    Raises
-    ------
-    ValueError
-        Anything else; numbers that are not finite; a ``std`` that is not above 0.
+        Of RGB in [0, 1]: what a model takes is ``(rgb - mean) / std``. A ``ValueError`` is raised
+        for anything else, numbers that are not finite, a ``std`` that is not above 0.
 
     Examples
     --------
@@ -332,9 +302,6 @@ def mean_std(normalise) -> tuple[tuple, tuple]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-# --- arguments ---
-
-
 def _constants(argument: str, given: Tensor) -> tuple[Tensor, Tensor]:
     fits = given.is_floating_point() and given.ndim >= 4 and given.shape[-4] == 3
     found = f"{given.dtype} {tuple(given.shape)}"
@@ -347,10 +314,7 @@ def _per_channel(like: Tensor, values: tuple) -> Tensor:
 
 
 def _integer(argument: str, given: object, low: int, high: float = float("inf")) -> int:
-    try:
-        value = operator.index(given)
-    except TypeError:
-        value = None
+    value = operator.index(given) if hasattr(given, "__index__") else None
     fits = value is not None and low <= value <= high
     require(fits, argument, repr(given), f"an integer from {low} to {high}")
     return value

@@ -6,22 +6,16 @@ from pathlib import Path
 
 from stepkit._checks import require
 from stepkit._registry import bring
-from stepkit.data.epic import EpicObject, EpicObjectClean
+from stepkit.data import epic, something, ucf101  # noqa: F401  # they register themselves
 from stepkit.data.files import Folder
 from stepkit.data.sample import DATASETS, Batch, Sample, as_dataset, batch, collate, dataset
-from stepkit.data.something import SomethingV2
 from stepkit.data.synthetic import Synthetic
-from stepkit.data.ucf101 import UCF101
 
 __all__ = [
     "DATASETS",
-    "UCF101",
     "Batch",
-    "EpicObject",
-    "EpicObjectClean",
     "Folder",
     "Sample",
-    "SomethingV2",
     "Synthetic",
     "as_dataset",
     "batch",
@@ -51,8 +45,8 @@ def load_dataset(
     name : str, callable, dataset or list of Sample
         ``"appearance"``, ``"object"``, ``"motion"`` (generated); ``"ucf101-24"``,
         ``"epic-object"``, ``"something-v2"`` (the paper's); ``"epic-object-clean"``, divided by
-        recording, see `EpicObjectClean`; ``"folder"``; what `dataset` made known, or could have. A
-        dataset or a list of samples is itself, for every split.
+        recording, see `stepkit.data.epic`; ``"folder"``; what `dataset` made known, or could have.
+        A dataset or a list of samples is itself, for every split.
     split : str
         ``"train"``, ``"val"`` or ``"test"``; of data on disk also ``"all"``: every clip that is
         there. Of the paper's datasets "test" is the published validation list, and "val" a part of

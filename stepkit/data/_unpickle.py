@@ -15,6 +15,8 @@ from stepkit._checks import require
 MOST_STEPS = 2**21  # opcodes, each of which makes one object at most: 7 times pyannot.pkl
 PLAIN = "containers, numbers, text and numpy arrays of these"
 _VALUE = re.compile("(SHORT_)?(BIN)?(INT|LONG|FLOAT|STRING|BYTES|UNICODE)[1248]?")
+_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_EMPTY = {"EMPTY_LIST": list, "LIST": list, "EMPTY_DICT": dict, "DICT": dict}
 # what numpy names for a dtype, the class of an array, an array, a number
 _NUMPY = re.compile(r"numpy (dtype|ndarray)|numpy\._?core\.multiarray (_reconstruct|scalar)")
 
@@ -23,42 +25,30 @@ class _Name(str):
     """One of the names of numpy: never the object that it names."""
 
 
-class _Made:
-    """What a call made: a dtype, which may be stated anew, or an array that is yet to come."""
+class _Type:
+    """A dtype of fixed size; to state it anew leaves alone the arrays made before."""
 
-    def __init__(self, value=None):
-        self.value = value
+    def __init__(self, code, *_):
+        fits = re.fullmatch(r"[<>|=]?([ui][1248]|f[248]|b1|U\d{1,4})", code)
+        require(bool(fits), "pickle", f"dtype {code[:20]!r}", PLAIN)
+        self.value = np.dtype(code)
 
-
-def _name(asked: str, *more: str) -> _Name:
-    asked = " ".join((asked, *more))
-    known = _NUMPY.fullmatch(asked)
-    require(bool(known), "pickle", asked.replace(" ", "."), PLAIN)
-    return _Name(known[1] or known[2])
-
-
-def _call(name, given: tuple):
-    require(type(name) is _Name, "pickle", f"a call of a {type(name).__name__}", PLAIN)
-    if name == "dtype":
-        fits = re.fullmatch(r"[<>|=]?([ui][1248]|f[248]|b1|U\d{1,4})", given[0])
-        require(bool(fits), "pickle", f"dtype {given[0][:20]!r}", PLAIN)
-        return _Made(np.dtype(given[0]))
-    if name == "scalar":
-        return _array((), given[0].value, given[1]).item()
-    require(name == "_reconstruct", "pickle", f"a call of {name}", PLAIN)
-    return _Made()
+    def build(self, state):
+        plain = state[1] in ("<", ">", "|", "=") and all(part is None for part in state[2:5])
+        require(plain, "pickle", "a dtype with fields", PLAIN)
+        self.value = self.value.newbyteorder(state[1])
+        return self
 
 
-def _build(made: _Made, state: tuple):
-    """State a dtype anew, which leaves alone the arrays made before, or make an array."""
-    if made.value is None:
+class _Array:
+    """An array whose shape, type and bytes are yet to come."""
+
+    value = None
+
+    def build(self, state):
         _, shape, dtype, fortran, data = state
-        made.value = _array(shape, dtype.value, data, "F" if fortran else "C")
-        return made.value
-    plain = state[1] in ("<", ">", "|", "=") and all(part is None for part in state[2:5])
-    require(plain, "pickle", "a dtype with fields", PLAIN)
-    made.value = made.value.newbyteorder(state[1])
-    return made
+        self.value = _array(shape, dtype.value, data, "F" if fortran else "C")
+        return self.value
 
 
 def _array(shape, dtype, data, order="C") -> np.ndarray:
@@ -67,41 +57,6 @@ def _array(shape, dtype, data, order="C") -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize if fits else -1
     require(len(data) == size, "pickle", f"an array of {len(data)} bytes", f"{size}, by its shape")
     return np.ndarray(shape, dtype, data, order=order)  # a view that cannot be written to
-
-
-def _fill(container: list | dict, *added) -> list | dict:
-    if type(container) is list:
-        container += added
-        return container
-    keyed = type(container) is dict and all(type(key) is str for key in added[::2])
-    require(keyed, "pickle", "what is no dict with keys of text", PLAIN)
-    container.update(zip(added[::2], added[1::2], strict=True))
-    return container
-
-
-# How many values an opcode takes (-1: those from the last mark on; -2: and the one before it), and
-# what it makes of them.
-_MAKES = {
-    "NONE": (0, lambda: None),
-    "NEWTRUE": (0, lambda: True),
-    "NEWFALSE": (0, lambda: False),
-    "EMPTY_TUPLE": (0, tuple),
-    "EMPTY_LIST": (0, list),
-    "EMPTY_DICT": (0, dict),
-    "TUPLE": (-1, lambda *values: values),
-    "TUPLE1": (1, lambda *values: values),
-    "TUPLE2": (2, lambda *values: values),
-    "TUPLE3": (3, lambda *values: values),
-    "LIST": (-1, lambda *values: list(values)),
-    "DICT": (-1, lambda *values: _fill({}, *values)),
-    "APPEND": (2, _fill),
-    "SETITEM": (3, _fill),
-    "APPENDS": (-2, _fill),
-    "SETITEMS": (-2, _fill),
-    "STACK_GLOBAL": (2, _name),
-    "REDUCE": (2, _call),
-    "BUILD": (2, _build),
-}
 
 
 def unpickle(data: bytes):
@@ -129,24 +84,62 @@ def unpickle(data: bytes):
 
 def _step(name: str, argument, stack: list, marks: list, memo: dict) -> None:
     """Do what one opcode says with the stack, the places marked on it, and the memo."""
-    if name in _MAKES:
-        n, make = _MAKES[name]
-        first = len(stack) - n if n >= 0 else marks.pop() + 1 + n
-        taken = [stack.pop() for _ in range(len(stack) - first)][::-1]  # too many: IndexError
-        stack.append(make(*taken))
-    elif _VALUE.fullmatch(name):
+
+    def take(n: int) -> list:
+        return [stack.pop() for _ in range(n)][::-1]
+
+    def marked() -> list:
+        return take(len(stack) - marks.pop())
+
+    if _VALUE.fullmatch(name):
         stack.append(argument)
-    elif name == "GLOBAL":
-        stack.append(_name(argument))
+    elif name in _CONSTANT:
+        stack.append(_CONSTANT[name])
+    elif name in _EMPTY:
+        stack.append(_filled(_EMPTY[name](), marked() if name in ("LIST", "DICT") else []))
     elif name == "MARK":
         marks.append(len(stack))
     elif name == "POP":
         stack.pop()
+    elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+        stack.append(tuple(take(int(name[5:])) if name[5:] else marked()))
+    elif name in ("APPEND", "SETITEM", "APPENDS", "SETITEMS"):
+        added = marked() if name[-1] == "S" else take(1 if name == "APPEND" else 2)
+        _filled(stack[-1], added)
     elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
         memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
     elif name in ("GET", "BINGET", "LONG_BINGET"):
         found = memo[argument]
-        built = isinstance(found, _Made) and isinstance(found.value, np.ndarray)
-        stack.append(found.value if built else found)
+        stack.append(found.value if type(found) is _Array else found)
+    elif name in ("GLOBAL", "STACK_GLOBAL"):
+        asked = argument or " ".join(take(2))
+        known = _NUMPY.fullmatch(asked)
+        require(bool(known), "pickle", asked.replace(" ", "."), PLAIN)
+        stack.append(_Name(known[1] or known[2]))
+    elif name == "REDUCE":
+        stack.append(_called(*take(2)))
+    elif name == "BUILD":
+        made, state = take(2)
+        stack.append(made.build(state))
     else:
         require(name in ("PROTO", "FRAME", "STOP"), "pickle", f"opcode {name}", PLAIN)
+
+
+def _filled(container: list | dict, added: list) -> list | dict:
+    if type(container) is list:
+        container += added
+        return container
+    keyed = type(container) is dict and all(type(key) is str for key in added[::2])
+    require(keyed, "pickle", "what is no dict with keys of text", PLAIN)
+    container.update(zip(added[::2], added[1::2], strict=True))
+    return container
+
+
+def _called(name: _Name, given: tuple):
+    require(type(name) is _Name, "pickle", f"a call of a {type(name).__name__}", PLAIN)
+    if name == "dtype":
+        return _Type(*given)
+    if name == "scalar":
+        return _array((), given[0].value, given[1]).item()
+    require(name == "_reconstruct", "pickle", f"a call of {name}", PLAIN)
+    return _Array()

@@ -23,19 +23,7 @@ from stepkit import _keys
 from stepkit._checks import require
 from stepkit._registry import Registry
 
-__all__ = [
-    "DATASETS",
-    "Batch",
-    "DataSource",
-    "Sample",
-    "Samples",
-    "as_dataset",
-    "balanced",
-    "batch",
-    "collate",
-    "dataset",
-    "file_name",
-]
+__all__ = ["Batch", "Sample", "as_dataset", "balanced", "batch", "collate", "dataset", "file_name"]
 
 # What leads elsewhere, hides a file, or is reserved by some file system; the form of our own names.
 _UNSAFE = re.compile(

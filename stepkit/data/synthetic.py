@@ -122,14 +122,13 @@ class Synthetic(Dataset):
         return Sample(normalise(clip), target, self.ids[i], boxes, torch.from_numpy(mask))
 
 
-def _register(name: str, about: str) -> None:
-    facts = {"label": name.capitalize(), "about": about, "generated": True, "evidence": "masks"}
-    dataset(name, **facts)(functools.partial(Synthetic, name))
-
-
-_register("appearance", "the pattern on a walking actor tells the class; for UCF101-24")
-_register("object", "the pattern on a small object before a fast camera does; for EPIC-Object")
-_register("motion", "how the actor moves does, no still frame; for Something-V2")
+for _name, _about in {
+    "appearance": "the pattern on a walking actor tells the class; for UCF101-24",
+    "object": "the pattern on a small object before a fast camera does; for EPIC-Object",
+    "motion": "how the actor moves does, no still frame; for Something-V2",
+}.items():
+    _facts = {"label": _name.capitalize(), "about": _about, "generated": True, "evidence": "masks"}
+    dataset(_name, **_facts)(functools.partial(Synthetic, _name))
 
 
 _COURSES = {  # which of the phases of y, x and size runs on, and which way
