@@ -113,8 +113,7 @@ class Run:
         def colour():
             if _is_ready(self.datasets.get(name, name)):
                 return removal.mean(self.batch(name).clips)
-            train = self.dataset(name, "train")
-            return removal.mean(batch(train, balanced(train, 64, self.seed)).clips)
+            return removal.mean(batch(Drawn(self.dataset(name, "train"), 64, self.seed)).clips)
 
         return self._once("colour", name, make=colour)
 
@@ -139,29 +138,22 @@ class Run:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         # a GPU trains faster than one process draws clips; on a CPU the two would compete
         workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
-        name = model.removesuffix(UNPERTURBED)
-        network, *known = fit(
-            name,
-            self.dataset(dataset, "train"),
-            self.dataset(dataset, "val"),
-            self.folder / "models" / file_name(f"{model}_{dataset}"),
-            self._recipe(name, dataset, {} if name == model else {"removal_share": 0.0}),
-            seed=self.seed,
-            shipped=not self.retrain,
-            device=device,
-            workers=workers,
-            progress=self.progress,
-        )
+        how = {"shipped": not self.retrain, "progress": self.progress, "seed": self.seed}
+        parts = [self.dataset(dataset, split) for split in ("train", "val")]
+        place = self.folder / "models" / file_name(f"{model}_{dataset}")
+        name, recipe = model.removesuffix(UNPERTURBED), self._recipe(model, dataset)
+        network, *known = fit(name, *parts, place, recipe, device=device, workers=workers, **how)
         return prepare(network), *known
 
-    def _recipe(self, model: str, dataset: str, own: dict) -> Recipe:
-        own = {"like": "quick", "weights": {}} | self.recipe | own
+    def _recipe(self, model: str, dataset: str) -> Recipe:
+        own, name = {"like": "quick", "weights": {}} | self.recipe, model.removesuffix(UNPERTURBED)
         like, weights = own.pop("like"), own.pop("weights")
         one_of("like", like, ("quick", "paper"))
-        for name in own:
-            one_of("recipe", name, [f.name for f in fields(Recipe)])
-        start = {"start": weights[model]} if model in weights else {}
-        return replace(quick(model, dataset) if like == "quick" else PAPER, **own | start)
+        for each in own:
+            one_of("recipe", each, [f.name for f in fields(Recipe)])
+        own |= {"start": weights[name]} if name in weights else {}
+        own |= {"removal_share": 0.0} if name != model else {}
+        return replace(quick(name, dataset) if like == "quick" else PAPER, **own)
 
     # --------------------------------------------------------------------------------- its folder
 
@@ -176,23 +168,34 @@ class Run:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_SETTINGS}
         return self._once("key", make=lambda: _keys.key(**own)[:8])
 
-    def settings(self) -> dict:
-        """Return the settings in words: of objects their names, and no paths of this machine."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
-        own |= {name: list(own[name]) for name in ("models", "datasets", "methods", "metrics")}
-        return own | {"out": self.folder.name, "data": bool(self.data)}
+    def _place(self, kind: str) -> Path:
+        """Return the folder of these settings; ``settings.json`` in it says what they are."""
+        path = self.folder / kind / self.key
+        path.mkdir(parents=True, exist_ok=True)
+        made = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_SETTINGS}
+        made |= {"models": [*self.models], "datasets": [*self.datasets], "data": bool(self.data)}
+        made |= {name: version(name) for name in ("torch", "matplotlib")}
+        made["stepkit"] = __version__
+        text = json.dumps(made, indent=1, ensure_ascii=False, default=_word) + "\n"
+        write_whole(path / "settings.json", lambda partial: partial.write_text(text, "utf-8"))
+        return path
 
     def picture(self, name: str) -> Path:
         """Return where a picture or a video of the run goes."""
-        path = self.folder / "pictures" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self._place("pictures") / name
+
+    def figure(self, name: str, picture: Figure) -> Figure:
+        """Write a picture to ``figures/<settings>/<name>.png`` and ``.svg``, and return it."""
+        place = self._place("figures")
+        with matplotlib.rc_context({"svg.hashsalt": "stepkit"}):  # the same picture, the same bytes
+            for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
+                save = functools.partial(picture.savefig, format=kind, metadata=facts)
+                write_whole(place / f"{name}.{kind}", save)
+        return picture
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table to ``scores/<settings>/<name>.csv`` of the run, and return it."""
-        place = self.folder / "scores" / self.key
-        write_table(place / f"{name}.csv", table)
-        _write_json(place / "settings.json", self.settings())
+        write_table(self._place("scores") / f"{name}.csv", table)
         return table
 
     def kept(self, name: str, any_settings: bool = False) -> pd.DataFrame:
@@ -212,38 +215,22 @@ class Run:
 
     def claims(self) -> pd.DataFrame:
         """Gather the notebooks' tables ``claims_*`` into one, ``claims``."""
-        parts = {name[7:]: read_table(path) for name, path in self._newest("claims_*").items()}
-        parts = {number: parts[number] for number in sorted(parts) if parts[number] is not None}
+        tables = {n.split("_")[1]: read_table(p) for n, p in self._newest("claims_*").items()}
+        tables = [t.assign(notebook=n) for n, t in sorted(tables.items()) if t is not None]
         told = f"none in {self.folder}"
-        require(len(parts) > 0, "claims", told, "notebooks 03 to 06 to have run")
-        table = pd.concat(parts).rename_axis(["notebook", None]).reset_index("notebook")
-        columns = ["notebook", "claim", "dataset", "model", "unit", "ratio", "against"]
-        table = table.reindex(columns=[*columns, "mean", "low", "high", "verdict"])
-        return self.keep(table.reset_index(drop=True), "claims")
-
-    def figure(self, name: str, picture: Figure, about: str) -> Figure:
-        """Write a picture to ``figures/<settings>/<name>.png`` and ``.svg``, and return it.
-
-        ``<name>.json`` says what made it: the settings, and versions.
-        """
-        place = self.folder / "figures" / self.key
-        place.mkdir(parents=True, exist_ok=True)
-        versions = {"stepkit": __version__} | {n: version(n) for n in ("torch", "matplotlib")}
-        made = {"figure": name, "about": about, "run": self.settings(), "versions": versions}
-        with matplotlib.rc_context({"svg.hashsalt": "stepkit"}):  # the same picture, the same bytes
-            for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
-                save = functools.partial(picture.savefig, format=kind, metadata=facts)
-                write_whole(place / f"{name}.{kind}", save)
-        _write_json(place / f"{name}.json", made)
-        return picture
+        require(len(tables) > 0, "claims", told, "notebooks 03 to 06 to have run")
+        names = ["notebook", "claim", "dataset", "model", "unit", "ratio", "against"]
+        names += ["mean", "low", "high", "verdict"]
+        return self.keep(pd.concat(tables, ignore_index=True).reindex(columns=names), "claims")
 
 
 class Drawn:
     """``n`` clips of a dataset, of all classes in turn, and kept: every method asks for them."""
 
-    def __init__(self, dataset, n: int, seed: int, name: str):
+    def __init__(self, dataset, n: int, seed: int, name: str = ""):
         self.indices = balanced(dataset, n, seed)
-        self.name, self.ids = name, [dataset.ids[i] for i in self.indices]
+        self.name, self.ids = name or dataset.name, [dataset.ids[i] for i in self.indices]
+        self.classes = dataset.classes
         self.get = functools.cache(dataset.__getitem__)
 
     def __len__(self):
@@ -260,8 +247,7 @@ def by_name(given) -> dict[str, Any]:
     alone = isinstance(given, (str, nn.Module)) or callable(given)
     found = {}
     for each in [given] if alone else given:
-        own = getattr(each, "name", getattr(each, "__name__", type(each).__name__))
-        name = each if isinstance(each, str) else own
+        name = each if isinstance(each, str) else _word(each)
         require(name not in found, "names", f"{name!r} twice", "a dict that tells them apart")
         found[name] = each
     return found
@@ -272,6 +258,6 @@ def _is_ready(dataset) -> bool:
     return not (isinstance(dataset, str) or callable(dataset))
 
 
-def _write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text, "utf-8"))
+def _word(setting) -> str:
+    """Return what an object is called, the same in every run."""
+    return getattr(setting, "name", getattr(setting, "__name__", type(setting).__name__))

@@ -29,11 +29,7 @@ _BLOCK = 1_000_000  # counts of draws that are held at once
 
 
 def bootstrap(
-    statistic: Callable,
-    *sizes: int,
-    samples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
+    statistic: Callable, *sizes: int, samples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> np.ndarray:
     """Return the percentile bootstrap interval of a statistic, ``low`` and ``high``, (2, ...).
 

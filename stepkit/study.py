@@ -113,8 +113,8 @@ class Study(Run):
         """
         name, run, own = self._one("methods", method)
         model, dataset = model or self.first("models"), dataset or self.first("datasets")
-        where = self.network(model, dataset), self.drawn(dataset)
-        return self._explain(name, run, model, *where, **own | options)
+        where = name, run, model, self.network(model, dataset), self.drawn(dataset)
+        return self._explain(*where, **own | options)
 
     def _explain(self, name: str, run, model: str, network, clips, **options) -> dict[str, Tensor]:
         given = {"model_name": file_name(model), "folder": _folder(name, run)} | options
@@ -131,32 +131,24 @@ class Study(Run):
             self._one("methods", method),
         )
         model, dataset = model or self.first("models"), dataset or self.first("datasets")
-        row, found = METRICS.find(run), self.maps(method, model, dataset)
+        row, found, options = METRICS.find(run), self.maps(method, model, dataset), own | options
         one_of(f"{row.name}: what {name} finds", row.reads, found)
-        network, shown, options = self.network(model, dataset), self.batch(dataset), own | options
         if row.baseline and "baseline" not in options:
             options["baseline"] = self.mean_colour(dataset)
-        known = {"clips": shown, "model": _keys.model(network), "precision": precision_of(network)}
-        known |= {"library": _keys.library(*_keys.MAPS, "metrics/"), "metric": row.run}
-        key = _keys.key(maps=found[row.reads], options=options, **known)
+        given = self.network(model, dataset), self.batch(dataset), found[row.reads]
+        made_of = {"precision": precision_of(given[0]), "metric": row.run, "options": options}
+        made_of["library"] = _keys.library(*_keys.MAPS, "metrics/")
+        key = _keys.key(model=_keys.model(given[0]), given=given[1:], **made_of)
         place = self.folder.joinpath("measured", *map(file_name, (dataset, model, named)))
         path = place / f"{_folder(name, how)}.{key[:8]}.safetensors"
         scores = read_tensors(path, key)
         if scores is None:
-            scores = row.run(network, shown, found[row.reads], **options)
+            scores = row.run(*given, **options)
             write_tensors(path, key, scores)
         return scores
 
     def score(
-        self,
-        metric=None,
-        *,
-        models: list[str] | None = None,
-        datasets: list[str] | None = None,
-        methods=None,
-        over: Mapping[str, list] | None = None,
-        name: str = "",
-        **options,
+        self, metric=None, *, models=(), datasets=(), methods=None, over=None, name="", **options
     ) -> pd.DataFrame:
         """Score methods by a metric (Tables V and VI); kept as ``scores/<settings>/<name>.csv``.
 
@@ -281,24 +273,22 @@ class Study(Run):
         known. ``options`` and the rows are those of `stepkit.metrics.retrain`, with ``dataset`` and
         ``model``.
         """
-        tables = []
+        tables, options = [], {"progress": self.progress} | options
         for dataset, model in product(self.datasets, self.models):
-            network, drawn, parts = self.network(model, dataset), {}, {}
+            network, drawn, maps = self.network(model, dataset), {}, {}
             for split, n in counts.items():
-                whole = self.dataset(dataset, split, n)
-                drawn[split] = Drawn(whole, n, self.seed, dataset)
-                parts[split] = batch(drawn[split])
-            maps = {}
+                drawn[split] = Drawn(self.dataset(dataset, split, n), n, self.seed, dataset)
+            parts = {split: batch(clips) for split, clips in drawn.items()}
             if any(part.evidence.any() for part in parts.values()):
                 maps["evidence"] = {split: evidence_map(part) for split, part in parts.items()}
             for name, (run, own) in self.methods.items():
-                where = name, run, model, network
-                found = {s: self._explain(*where, drawn[s], batch_size=48, **own) for s in drawn}
+                where, own = (name, run, model, network), {"batch_size": 48} | own
+                found = {split: self._explain(*where, drawn[split], **own) for split in drawn}
                 maps[name] = {split: of_part["maps"] for split, of_part in found.items()}
-            new = functools.partial(_fresh, model, len(whole.classes), device_of(network, "cpu"))
+            device, classes = device_of(network, "cpu"), len(drawn["train"].classes)
+            fresh = functools.partial(_fresh, model, classes, device)
             place = self.folder / "retrained" / dataset / model
-            known = {"progress": self.progress} | options
-            table = metrics.retrain(new, parts, maps, place, recipe, **known)
+            table = metrics.retrain(fresh, parts, maps, place, recipe, **options)
             tables.append(table.assign(dataset=dataset, model=model))
         return self.keep(pd.concat(tables, ignore_index=True), "retrained")
 

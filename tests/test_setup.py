@@ -119,7 +119,7 @@ marks = _kernels.top_share(torch.tensor([[[0.3, 0.1, 0.9, 0.5]]]), [2], 1e-6)
 print(stepkit.__file__, marks.flatten().tolist())
 from matplotlib.figure import Figure
 from stepkit import study, report
-study.Study(out="run").figure("empty", Figure(), "")
+study.Study(out="run").figure("empty", Figure())
 print(report.machine()["stepkit"])
 """
 

@@ -30,7 +30,7 @@ def nothing_new(monkeypatch):
 
     def forbid():
         monkeypatch.setattr(sk.store, "_make", lambda *a: pytest.fail("explained again"))
-        for part in (metrics.curves, "_watch"), (metrics.pointing, "_pointed"):
+        for part in (metrics.curves, "watch"), (metrics.pointing, "_pointed"):
             monkeypatch.setattr(*part, lambda *a, **k: pytest.fail("scored again"))
 
     return forbid
@@ -198,7 +198,7 @@ def test_runs_with_other_settings_are_not_in_each_others_way(tmp_path):
     for clips in (2, 3):
         study = Study([MODEL], [DATASET], ["random"], out=str(tmp_path), clips=clips)
         made.append(study.score("located"))
-        study.figure("one", sk.show(torch.zeros(3, 2, 16, 16)), "nothing")
+        study.figure("one", sk.show(torch.zeros(3, 2, 16, 16)))
     for clips in (2, 3):
         study = Study([MODEL], [DATASET], ["random"], out=str(tmp_path), clips=clips)
         read.append(study.kept("located"))
@@ -265,17 +265,17 @@ def test_a_sweep_makes_what_maps_then_finds(study, nothing_new):
 
 
 def test_a_figure_is_written_twice_alike_and_says_what_made_it(study):
-    names = [f"one.{kind}" for kind in ("json", "png", "svg")]
+    names = ["settings.json", "one.png", "one.svg"]
     written = []
     for _ in range(2):
-        study.figure("one", sk.show(torch.zeros(3, 2, 16, 16)), "nothing")
+        study.figure("one", sk.show(torch.zeros(3, 2, 16, 16)))
         place = study.folder / "figures" / study.key
         written.append([(place / name).read_bytes() for name in names])
     assert written[0] == written[1]
     made = json.loads(written[0][0])
-    assert made["about"] == "nothing"
-    assert made["run"]["methods"] == list(CHEAP)
-    assert made["run"]["clips"] == 2
+    assert made["methods"] == {"random": ["random", {}]} | {m: [m, {}] for m in CHEAP}
+    assert made["clips"] == 2
+    assert {"stepkit", "torch", "matplotlib"} < made.keys()
     assert str(study.folder) not in written[0][0].decode()
 
 

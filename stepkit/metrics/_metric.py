@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from stepkit._registry import Registry
 
+__all__ = ["METRICS", "Metric", "metric"]
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -35,12 +35,15 @@ from stepkit._checks import targets as check_targets
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
 from stepkit.data import Batch
 from stepkit.metrics._metric import metric
+from stepkit.metrics.pointing import relevance_mass
 from stepkit.models import check_model, device_of, frozen
 from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score
 from stepkit.removal import Removal
 
-_CUT = WeakIdKeyDictionary()  # the units of a batch, which all its methods and both curves share
+__all__ = ["Curve", "auc", "deletion", "insertion", "perturbed", "watch"]
+
+_CUT = WeakIdKeyDictionary()  # units of clips: superpixels, which all methods and both curves share
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,16 +151,41 @@ def auc_of_both(model: nn.Module, batch: Batch, maps: Tensor, **options) -> dict
 
     ``options`` are those of `insertion`.
     """
-    cut = {name: options[name] for name in _CUTS if name in options}
-    known, key = _CUT.setdefault(batch, {}), tuple(sorted(cut.items()))
-    if key not in known:
-        known[key] = _units(batch.clips, **cut)
-    given = model, batch.clips, maps, batch.targets
-    found = {}
+    found, given = {}, (model, batch.clips, maps, batch.targets)
     for operation in ("insertion", "deletion"):
-        curve = _curve(operation, *given, units=known[key], **_known(options))
+        curve = _curve(operation, *given, **_known(options))
         found |= {operation: curve.auc, f"{operation} curve": curve.curve}
     return found
+
+
+@metric("smallest_mask", label="what the smallest mask keeps", reads="masks")
+def smallest_mask(
+    model: nn.Module, batch: Batch, masks: Tensor, *, removal: Removal | str = "blur"
+) -> dict[str, Tensor]:
+    """Compare Φ_c of the smallest mask, Φ_c(M_v ⊗ X) of Eq. 4, with Φ_c of the whole clip.
+
+    Of masks (N, A, T, H, W) the first is scored. Returns, (N,) each: Φ of the clip, Φ of what the
+    mask keeps, whether that is ``higher``, the share of the mask ``on evidence``, and ``chance``,
+    the share of the clip that is evidence.
+    """
+    first = tensor("masks", masks, "(N, A, T, H, W)")[:, 0].contiguous()
+    shown = batch.clips, removals.named(removal).apply(batch.clips, first)
+    phi, kept = (watch(model, clips, batch.targets) for clips in shown)
+    found = {"Φ clip": phi, "Φ smallest mask": kept, "higher": (kept > phi).float()}
+    found["on evidence"] = relevance_mass(first, batch.evidence)
+    return found | {"chance": batch.evidence.float().mean((1, 2, 3))}
+
+
+def watch(
+    model: nn.Module, clips, targets: Tensor, score: Score = PROBABILITY, batch_size: int = 32
+) -> Tensor:
+    """Return Φ_c (N,) of clips, (N, 3, T, H, W) or one by one; the model is left as it was."""
+    device, shown, phi = device_of(model, "cpu"), zip(clips, targets, strict=True), []
+    with frozen(model), torch.no_grad():
+        while batch := tuple(islice(shown, batch_size)):
+            seen, classes = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
+            phi.append(score(model(seen), classes).float().cpu())
+    return torch.cat(phi)
 
 
 def perturbed(
@@ -176,7 +204,7 @@ def perturbed(
     """
     one_of("operation", operation, ("insertion", "deletion"))
     require(0 <= share <= 1, "share", share, "between 0 and 1")
-    (labels,) = _units(clip[None], patch=patch)
+    (labels,) = _units(clip[None], "patch", patch)
     ranks = unit_ranks(values.cpu(), labels)
     first = (ranks < share * len(ranks))[labels].to(clip.device)
     empty = removals.named(baseline).nothing(clip[None])[0]
@@ -193,7 +221,7 @@ def auc(curve: Tensor, rule: str = "mean") -> Tensor:
 
 def _known(options: dict) -> dict:
     parameters = inspect.signature(_curve).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "units"]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for name in options:
         one_of("option", name, known)
     return options
@@ -218,7 +246,6 @@ def _curve(
     score: Score | str | Read = PROBABILITY,
     batch_size: int = 32,
     progress: bool = False,
-    units: list[Tensor] | None = None,
 ) -> Curve:
     one_of("order", order, ("morf", "lerf"))
     one_of("rank_by", rank_by, ("mean", "sum"))
@@ -226,22 +253,22 @@ def _curve(
     _check_maps(clips, maps)
     require(isinstance(steps, int) and steps >= 1, "steps", steps, "at least one")
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
-    units = units or _units(clips, unit, patch, segments, segments_per)
+    clips = clips.clone() if clips.is_inference() else clips
+    units = _units(clips, unit, patch, segments, segments_per)
     if unit != "superpixel":  # their number differs from clip to clip
         steps = min(steps, int(units[0].max()) + 1)
     device = device_of(model, clips.device)
+    targets, score = check_targets(targets, len(clips), device), named_score(score)
     with frozen(model), torch.no_grad():
-        clips = clips.clone() if clips.is_inference() else clips
-        targets, score = check_targets(targets, len(clips), device), named_score(score)
         check_model(model, clips[:1].to(device), targets, score, together=batch_size)
         alone = (operation == "insertion") == (order == "morf")  # else: all but the highest
         given = zip(clips, maps, units, strict=True)
         shown = _shown(given, rank_by, removals.named(baseline), steps, alone, device)
-        shown = zip(shown, targets.repeat_interleave(steps + 1), strict=True)
         total = len(clips) * (steps + 1)
         bar = tqdm(shown, operation, total, disable=not progress, leave=False)
-        phi = _watch(model, bar, batch_size, score).view(len(clips), -1).to(clips.device)
+        phi = watch(model, bar, targets.repeat_interleave(steps + 1), score, batch_size)
     require(bool(torch.isfinite(phi).all()), "model", "NaN on a perturbed clip", "finite logits")
+    phi = phi.view(len(clips), -1).to(clips.device)
     phi = phi if order == "morf" else phi.flip(1)
     return Curve(auc(phi, rule), phi, torch.arange(steps + 1) / steps)
 
@@ -249,10 +276,8 @@ def _curve(
 def _check_maps(clips: Tensor, maps: Tensor) -> None:
     check_clips(clips)
     tensor("maps", maps, "(N, T, H, W)")
-    frames = clips.shape[:1] + clips.shape[2:]
-    require(
-        maps.shape == frames, "maps", f"shape {tuple(maps.shape)}", f"the clips' {tuple(frames)}"
-    )
+    given, frames = tuple(maps.shape), (len(clips), *clips.shape[2:])
+    require(given == frames, "maps", f"shape {given}", f"the clips' {frames}")
     flat = (maps.amax((1, 2, 3)) == maps.amin((1, 2, 3))).nonzero()[:, 0].tolist()
     if flat and maps[0].numel() > 1:
         warn(f"maps: of clips {flat} the same everywhere; their units go in raster order")
@@ -268,36 +293,27 @@ def _shown(clips: Iterable, rank_by, removal: Removal, L: int, alone: bool, devi
             yield torch.where((places < step * len(ranks) // L) == alone, clip, empty)
 
 
-def _watch(model: nn.Module, shown: Iterable, batch_size: int, score: Score) -> Tensor:
-    """Return Φ_c of each (clip, target); a batch may mix clips."""
-    shown, phi = iter(shown), []
-    while batch := tuple(islice(shown, batch_size)):
-        clips, targets = map(torch.stack, zip(*batch, strict=True))
-        phi.append(score(model(clips), targets).float())
-    return torch.cat(phi)
-
-
 def _units(
     clips: Tensor,
-    unit: str = "patch",
-    patch: int | None = None,
+    unit: str,
+    patch: int | None,
     segments: int | None = None,
     segments_per: str = "frame",
 ) -> list[Tensor]:
     """Number the units of each clip, int64 (T, H, W)."""
     one_of("unit", unit, ("patch", "pixel", "superpixel"))
     one_of("segments_per", segments_per, ("frame", "clip"))
-    size = check_clips(clips).shape[2:]
+    size = clips.shape[2:]
     if patch is None:  # the paper's, 7 pixels at 112
         patch = max(1, round(7 * min(size[1:]) / 112))
     squares = patches(size, 1 if unit == "pixel" else patch)
     if unit != "superpixel":
         return [squares] * len(clips)
     segments = int(squares[0].max()) + 1 if segments is None else segments
-    return [superpixels(clip, segments, segments_per) for clip in clips]
-
-
-_CUTS = tuple(inspect.signature(_units).parameters)[1:]
+    known, key = _CUT.setdefault(clips, {}), (segments, segments_per, clips._version)
+    if key not in known:
+        known[key] = [superpixels(clip, segments, segments_per) for clip in clips]
+    return known[key]
 
 
 def patches(size: Sequence[int], side: int) -> Tensor:

@@ -15,6 +15,8 @@ from stepkit._checks import one_of, require, tensor, warn
 from stepkit.data import Batch
 from stepkit.metrics._metric import metric
 
+__all__ = ["Pointing", "iou", "pointing_game", "relevance_mass"]
+
 
 @dataclass(frozen=True)
 class Pointing:

@@ -1,7 +1,7 @@
 """How far a metric of attribution can be trusted: the measure α (paper §IV-B, Eqs. 20-21)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,17 @@ from torch import Tensor
 
 from stepkit._checks import require, warn
 from stepkit.stats import bootstrap
+
+__all__ = [
+    "LOWER_IS_BETTER",
+    "Reliability",
+    "agreement",
+    "alpha_difference",
+    "rank_correlation",
+    "reliability",
+    "reliability_gap",
+    "reliability_table",
+]
 
 LOWER_IS_BETTER = {"insertion": False, "deletion": True}
 
@@ -113,23 +124,18 @@ def reliability(
     fits = A.ndim == 2 and A.shape[0] >= 1 and A.shape[1] >= 2
     require(fits, "scores", f"shape {A.shape}", "(N, M), N ≥ 1 samples and M ≥ 2 methods")
     require(r.shape == A.shape[:1], "random_scores", f"shape {r.shape}", f"({len(A)},)")
-    beats, z, ranked = _ranked(A, r, lower_is_better, include_random)
-    counting = np.count_nonzero(beats.any(1) & ranked)
+    found = _Alpha(A, r, scenes, lower_is_better, include_random)
+    counting = np.count_nonzero(found.wins)
     if counting < 2:
         said = f"of {len(A)} samples {counting} have a ranking and a method that beats random"
         warn(f"reliability: {said}; α is undefined (NaN)")
-    wins = beats.sum(1) * ranked.astype(float)
-    alpha, n, counting = _alpha(wins, z, scenes)
-    interval = bootstrap(alpha, n, samples=samples, level=level, seed=seed)
-    interval = tuple(interval.tolist()) if counting > 2 else (math.nan, math.nan)
-    return Reliability(float(alpha(np.ones((1, n)))[0]), interval, beats.mean(1), ranked)
+    interval = bootstrap(found, found.n, samples=samples, level=level, seed=seed)
+    interval = tuple(interval.tolist()) if np.count_nonzero(found.total) > 2 else (math.nan,) * 2
+    return Reliability(found.of_all, interval, found.beats.mean(1), found.ranked)
 
 
 def reliability_table(
-    scores: pd.DataFrame,
-    by: list[str],
-    metrics: Mapping[str, bool] = LOWER_IS_BETTER,
-    **options,
+    scores: pd.DataFrame, by: list[str], metrics: Mapping[str, bool] = LOWER_IS_BETTER, **options
 ) -> pd.DataFrame:
     """Return α of insertion and of deletion for each group of a table of scores (Fig. 3).
 
@@ -190,19 +196,10 @@ def alpha_difference(
     and ``include_random`` of `reliability`, which also has ``scenes``. Returns ``mean, low, high``;
     NaN where α is undefined.
     """
-    alphas = []
-    for side in (one, other):
-        A, r = np.asarray(side["scores"], float), np.asarray(side["random_scores"], float)
-        lower, random = (side.get(key, False) for key in ("lower_is_better", "include_random"))
-        beats, z, ranked = _ranked(A, r, lower, random)
-        alpha, n, _ = _alpha(beats.sum(1) * ranked.astype(float), z, scenes)
-        alphas.append(alpha)
-
-    def difference(counts):
-        return alphas[0](counts) - alphas[1](counts)
-
-    low, high = bootstrap(difference, n, samples=samples, seed=seed)
-    return pd.Series({"mean": difference(np.ones((1, n)))[0], "low": low, "high": high})
+    first, second = (_Alpha(**side, scenes=scenes) for side in (one, other))
+    given = {"samples": samples, "seed": seed}
+    low, high = bootstrap(lambda counts: first(counts) - second(counts), first.n, **given)
+    return pd.Series({"mean": first.of_all - second.of_all, "low": low, "high": high})
 
 
 def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -260,12 +257,6 @@ def _numbers(argument: str, given) -> np.ndarray:
     return values
 
 
-def _ranked(A: np.ndarray, r: np.ndarray, lower_is_better: bool, include_random: bool):
-    """Return of scores (N, M) who beats random, z (N, M), and which samples have a ranking."""
-    beats = (r[:, None] - A if lower_is_better else A - r[:, None]) > 0
-    return beats, *_standard_ranks(np.column_stack([A, r]) if include_random else A)
-
-
 def _standard_ranks(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return z (N, M) with z_p · z_q = ρ of samples p and q, and which samples have a ranking.
 
@@ -278,29 +269,36 @@ def _standard_ranks(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ranks / np.where(ranked[:, None], length, 1), ranked
 
 
-def _alpha(wins: np.ndarray, z: np.ndarray, scenes) -> tuple[Callable, int, int]:
-    """Return Eq. 20 as a function of how often each scene occurs; the scenes, and how many count.
+class _Alpha:
+    """Eq. 20 as a function of how often each scene occurs.
 
-    ``wins`` (N,) is w_p times M, which cancels: whole numbers add exactly. As z_p · z_p = 1, the
-    sum 2 Σ_{p<q} w_p w_q ρ_pq is a square less its diagonal, |Σ w_p z_p|² − Σ w_p². The function
-    takes counts (B, S) and returns α (B,), NaN without a pair. The pairs of two scenes count as
-    often as both occur, those inside a scene once for each of its copies. Pairs of two copies,
-    which hold each sample with itself, do not count.
+    With w_p times M, as M cancels and whole numbers add exactly. As z_p · z_p = 1, the sum
+    2 Σ_{p<q} w_p w_q ρ_pq is a square less its diagonal, |Σ w_p z_p|² − Σ w_p².
     """
-    codes = np.asarray(range(len(wins)) if scenes is None else scenes)
-    require(codes.shape == wins.shape, "scenes", f"shape {codes.shape}", f"({len(wins)},)")
-    codes, known = pd.factorize(codes)
-    total, square = np.bincount(codes, wins), np.bincount(codes, wins**2)
-    vectors = np.zeros((len(known), z.shape[1]))
-    np.add.at(vectors, codes, wins[:, None] * z)
-    several = np.bincount(codes) > 1
-    # of a scene with itself: below and above the line of Eq. 20, twice its pairs
-    below, above = total**2 - square, np.where(several, (vectors**2).sum(1) - square, 0)
-    alone = np.where(several, square + above, square)  # |Σ w_p z_p|² of a scene
 
-    def alpha(counts):
-        pairs = (counts @ total) ** 2 - counts**2 @ total**2 + counts @ below
-        agreeing = ((counts @ vectors) ** 2).sum(1) - counts**2 @ alone + counts @ above
-        return np.divide(agreeing, pairs, out=np.full(len(counts), math.nan), where=pairs > 0)
+    def __init__(self, scores, random_scores, scenes, lower_is_better=False, include_random=False):
+        A, r = np.asarray(scores, float), np.asarray(random_scores, float)
+        self.beats = (r[:, None] - A if lower_is_better else A - r[:, None]) > 0
+        z, self.ranked = _standard_ranks(np.column_stack([A, r]) if include_random else A)
+        self.wins = wins = self.beats.sum(1) * self.ranked.astype(float)
+        codes = np.asarray(range(len(wins)) if scenes is None else scenes)
+        require(codes.shape == wins.shape, "scenes", f"shape {codes.shape}", f"({len(wins)},)")
+        codes, known = pd.factorize(codes)
+        self.n, self.total = len(known), np.bincount(codes, wins)
+        self.vectors = np.zeros((self.n, z.shape[1]))
+        np.add.at(self.vectors, codes, wins[:, None] * z)
+        several, square = np.bincount(codes) > 1, np.bincount(codes, wins**2)
+        self.alone = np.where(several, (self.vectors**2).sum(1), square)  # |Σ w_p z_p|² of a scene
+        self.below, self.above = self.total**2 - square, self.alone - square  # its own pairs, twice
+        self.of_all = float(self(np.ones((1, self.n)))[0])
 
-    return alpha, len(known), np.count_nonzero(total)
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """Return α (B,) of scenes that occur ``counts`` (B, S) times each; NaN without a pair.
+
+        The pairs of two scenes count as often as both occur, those inside a scene once for each of
+        its copies. Pairs of two copies, which hold each sample with itself, do not count.
+        """
+        twice = counts**2
+        pairs = (counts @ self.total) ** 2 - twice @ self.total**2 + counts @ self.below
+        above = ((counts @ self.vectors) ** 2).sum(1) - twice @ self.alone + counts @ self.above
+        return np.divide(above, pairs, out=np.full(len(counts), math.nan), where=pairs > 0)

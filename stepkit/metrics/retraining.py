@@ -23,6 +23,8 @@ from stepkit.data import Batch, Sample
 from stepkit.removal import Removal
 from stepkit.training import Recipe, describe, evaluate, train
 
+__all__ = ["RATIOS", "perturb", "retrain"]
+
 RATIOS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of §V-I
 PARTS = ("train", "val", "test")
 
