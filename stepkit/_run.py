@@ -20,7 +20,7 @@ from stepkit._checks import one_of, require
 from stepkit._files import read_table, write_table, write_whole
 from stepkit._registry import bring
 from stepkit.data import Batch, batch, load_dataset
-from stepkit.data.sample import balanced, file_name
+from stepkit.data.sample import as_dataset, balanced, file_name
 from stepkit.prepare import prepare
 from stepkit.training import PAPER, Recipe, fit, quick
 
@@ -61,6 +61,10 @@ class Run:
     def __getstate__(self):
         return self.__dict__ | {"made": {}}  # a worker makes its own
 
+    def __setstate__(self, state: dict):
+        self.__dict__ = state
+        bring(self.extra)
+
     def _once(self, *key: str, make: Callable):
         if key not in self.made:
             self.made[key] = make()
@@ -74,7 +78,7 @@ class Run:
         if _is_ready(given):
             told = f"dataset {name!r}, which has no part {split!r}"
             require(split == "test", "models", told, "networks that are trained already")
-            return given
+            return as_dataset(given, name)
         sizes = {"train": self.train_clips, "val": 120, "test": self.clips}
         where = {"data": self.data, "parts": self.parts, "seed": self.seed}
         clips = {"frames": self.frames, "size": self.size, "n": n or sizes[split]}

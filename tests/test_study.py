@@ -1,6 +1,8 @@
 """What the notebooks share: found again where it was made, and as the library says by itself."""
 
 import json
+import pickle
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import stepkit as sk
 from stepkit import metrics, stats
@@ -293,3 +296,94 @@ def test_claims_of_all_notebooks_in_one_table(study):
     assert len(study.kept("claims")) == 2
     with pytest.raises(ValueError, match=r"kept: got no .*none\.csv"):
         study.kept("none")
+
+
+# ------------------------------------------------------------------------------- things of one's
+
+
+class Brightest(nn.Module):
+    """Knows the class of a clip by its mean colour."""
+
+    def forward(self, clips):
+        return clips.mean((2, 3, 4))
+
+
+def brightness(model, clips, targets, work):
+    return clips.mean(1)
+
+
+def spread(model, batch, maps, *, power=1):
+    """How far a map varies; more axes than (N,) stand in no table."""
+    return {"spread": maps.flatten(1).std(1) ** power, "frames": maps.mean((2, 3))}
+
+
+def made_here(n=4):
+    draw = torch.Generator().manual_seed(1)
+    clips = torch.randn(n, 3, 4, 16, 16, generator=draw)
+    return [sk.data.Sample(clip, i % 3, f"mine {i}", []) for i, clip in enumerate(clips)]
+
+
+def test_four_objects_of_ones_own_stand_beside_the_librarys(tmp_path):
+    study = Study(
+        models=[Brightest()],
+        datasets={"mine": made_here()},
+        methods=[brightness, "gradient", "random"],
+        metrics=[spread, "auc"],
+        out=str(tmp_path),
+        clips=3,
+    )
+    table = study.table(spread)
+    assert list(table.index.names) == ["dataset", "model", "method"]
+    assert table.loc[("mine", "Brightest")].index.tolist() == ["brightness", "gradient", "random"]
+    assert (table["n"] == 3).all()
+    assert (table["low"] < table["high"]).drop("gradient", level="method").all()
+    expected = study.batch().clips.mean(1).flatten(1).std(1)
+    row = study.score(spread, power=2).set_index("method").loc["brightness", "spread"]
+    assert row.tolist() == pytest.approx((expected**2).tolist(), abs=1e-6)
+    assert study.measure(spread, brightness)["frames"].shape == (3, 4)
+    scores = study.score("auc", steps=3)
+    gaps = stats.differences(scores, "insertion", ["dataset", "model"], "brightness")
+    assert gaps.index.get_level_values("method").tolist() == ["gradient", "random"]
+    assert study.kept("spread")["method"].nunique() == 3
+
+
+def test_names_and_objects_may_be_mixed_and_the_odd_pair_is_refused(tmp_path):
+    known = {"mine": sk.load_model(MODEL, 6), MODEL: MODEL}
+    study = Study(known, [DATASET], "random", out=str(tmp_path), clips=2)
+    assert study.score("located")["model"].unique().tolist() == ["mine", MODEL]
+    study = Study([MODEL], {"mine": made_here()}, "random", out=str(tmp_path))
+    with pytest.raises(ValueError, match="models: got dataset 'mine', which has no part 'train'"):
+        study.score("located")
+    with pytest.raises(ValueError, match="names: got 'Brightest' twice"):
+        Study([Brightest(), Brightest()])
+
+
+MODULE = """
+import stepkit as sk
+
+@sk.method("by_extra", label="Mine")
+def run(model, clips, targets, work, *, times=1):
+    return clips.sum(1) * times
+
+@sk.metric("peak")
+def peak(model, batch, maps):
+    return {"peak": maps.amax((1, 2, 3))}
+"""
+
+
+def test_a_module_of_ones_own_gives_names(tmp_path, monkeypatch):
+    (tmp_path / "extra_of_a_test.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"methods": {"by_extra": {"times": 2}, "random": {}}, "metrics": ["peak"]}
+    given = {"out": str(tmp_path), "extra": "extra_of_a_test", "clips": 2}
+    study = Study({"own": Brightest()}, {"mine": made_here()}, **names, **given)
+    scores = study.score().set_index("method")
+    expected = 2 * study.batch().clips.sum(1).amax((1, 2, 3))
+    assert scores.loc["by_extra", "peak"].tolist() == pytest.approx(expected.tolist())
+    del metrics.METRICS._rows["peak"], sys.modules["extra_of_a_test"]  # as in a new process
+    again = pickle.loads(pickle.dumps(study))
+    assert again.made == {}
+    assert again.key == study.key
+    assert again.score()["peak"].tolist() == scores["peak"].tolist()
+    with pytest.raises(ValueError, match="extra: got 'no_such_module'"):
+        Study(extra="no_such_module")
