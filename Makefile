@@ -98,7 +98,7 @@ format: $(STAMP) ## mend format and what ruff can mend by itself
 
 notebooks: $(STAMP) ## run the default profile and store its outputs in notebooks/*.ipynb
 	@$(RUN) -m stepkit reproduce $(if $(ONLY),--only $(ONLY))
-	@$(RUN) tools/store.py $(if $(ONLY),--only $(ONLY))
+	@$(RUN) -m tools.store $(if $(ONLY),--only $(ONLY))
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab notebooks

@@ -25,7 +25,7 @@ from stepkit.data.sample import file_name
 from stepkit.metrics import METRICS
 from stepkit.models import device_of, precision_of
 from stepkit.networks import load_model
-from stepkit.published.scores import PRINTED
+from stepkit.published import PRINTED
 from stepkit.sweep import sweep
 from stepkit.training import Recipe, evaluate
 

@@ -1,4 +1,4 @@
-"""Keep what a run made where git tracks it: ``python tools/store.py [--profile quick]``.
+"""Keep what a run made where git tracks it: ``python -m tools.store [--profile quick]``.
 
 Of ``quick``: the outputs in ``notebooks/*.ipynb``, and ``figures/``; of another profile its figures
 and scores in ``figures/<profile>/`` and ``results/<profile>/``. Its claims go into
@@ -20,10 +20,10 @@ from PIL import Image
 
 from stepkit._files import read_table
 from stepkit._notebook import write_notebook, write_text
-from stepkit.published import claims as authors_claims
 from stepkit.report import plain
 from stepkit.reproduce import QUICK, ROOT, find_notebooks, numbers_of
 from stepkit.study import Study
+from tools.authors import claims as authors_claims
 
 
 def store_run(folder: Path, profile: str, only=(), root: Path = ROOT) -> str:
@@ -75,7 +75,7 @@ def claims_page(table) -> str:
     """
     table = table.astype({"unit": object, "against": object})
     table = table.fillna({"unit": "", "against": "", "ratio": 0.0})
-    told = ["`python tools/store.py --profile <name>` writes this page and its CSV after a run."]
+    told = ["`python -m tools.store --profile <name>` writes this page and its CSV after a run."]
     told += ["Each cell: the difference that the claim is about, its 95 % interval over clips, and"]
     told += ["what follows. *Against* is the best other method or setting on the same clips."]
     head = "# The paper's claims, as they come out here"

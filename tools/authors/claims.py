@@ -1,6 +1,6 @@
 """The paper's claims beside what its authors' own scores say: the first part of the claims page.
 
-The words stand in ``templates/claims.md`` and ``finding.md``; every number is looked up here, in
+The words stand in ``claims.md`` and ``finding.md``; every number is looked up here, in
 the tracked tables.
 """
 
@@ -11,16 +11,15 @@ import pandas as pd
 
 from stepkit import stats
 from stepkit.attribution import methods
-from stepkit.published import LABELS, authors
-from stepkit.published.decided import MARGIN
-from stepkit.published.scores import PRINTED, UNITS, UNPRINTED
+from stepkit.published import LABELS, MARGIN, PRINTED, UNPRINTED, authors
+from tools.authors.scores import UNITS
 
 __all__ = ["finding", "page"]
 
 COLUMN = ["dataset", "model", "unit"]
 UCF, EPIC, SOMETHING = "ucf101-24", "epic-object", "something-v2"
 R2P1D, R50L = "r2plus1d_18", "r50l"
-TEMPLATES = Path(__file__).parents[1] / "templates"
+TEMPLATES = Path(__file__).parent
 
 
 def page() -> str:

@@ -14,23 +14,11 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from stepkit import stats
+from stepkit import published, stats
 from stepkit.metrics import alpha_difference, reliability
-from stepkit.published import printed
-from stepkit.published.scores import (
-    COMMIT,
-    LENGTHS,
-    PRINTED,
-    RANKED,
-    RUNS,
-    UNPRINTED,
-    Cell,
-    classes,
-    scenes,
-)
+from stepkit.published import MARGIN, PRINTED, STRONG, UNPRINTED
+from tools.authors.scores import COMMIT, LENGTHS, RANKED, RUNS, Cell, classes, scenes
 
-MARGIN = 0.02  # of AUC: less is of no interest
-STRONG = ["smoothgrad_squared", "xrai", "excitation_backprop", "grad_cam"]  # "noticeable", §V-G
 PAIRS = [  # whose differences are sized: metric, methods
     ("insertion", [*PRINTED, *UNPRINTED, "step"]),
     ("insertion", ["step", *LENGTHS]),
@@ -230,8 +218,8 @@ def _printed(cell: Cell) -> dict[str, tuple[float, int]]:
     """Return the printed number of each method, and its digits; for STEP those of Table IV."""
     if cell.lower_is_better:
         return {}
-    where = {"dataset": cell.dataset, "model": printed.family(cell.model), "unit": cell.unit}
-    tables = {name: printed.table(name) for name in ("insertion", "kernel_length")}
+    where = {"dataset": cell.dataset, "model": published.family(cell.model), "unit": cell.unit}
+    tables = {name: published.table(name) for name in ("insertion", "kernel_length")}
     for key, value in where.items():
         tables = {name: table[table[key] == value] for name, table in tables.items()}
     found = {row.method: (row.insertion_auc, 2) for row in tables["insertion"].itertuples()}

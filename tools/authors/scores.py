@@ -7,19 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from stepkit._checks import require
+from stepkit.published import PRINTED, UNPRINTED
 
-PRINTED = [  # the methods of Table V, in its order
-    "gradient_x_input",
-    "gradient",
-    "integrated_gradients",
-    "smoothgrad",
-    "smoothgrad_squared",
-    "blur_ig",
-    "xrai",
-    "excitation_backprop",
-    "grad_cam",
-]
-UNPRINTED = ["score_cam", "guided_backprop"]  # run, and in no table of the paper
 RANKED = [PRINTED[i] for i in (1, 2, 3, 4, 8)]  # G, IG, SG, SG2, GC: those of α, §V-C
 LENGTHS = ["step_t0", "step_t5", "step_t11", "step_t14"]  # T_K; "step" is 8
 VARIANTS = ["step_t5_cylinder", "step_t8_cylinder", "step_t8_fade"]
@@ -95,7 +84,7 @@ def read(folder) -> dict[Cell, pd.DataFrame]:
     """
     paths = {cell: Path(folder) / ("_".join(cell) + ".csv") for cell in CELLS}
     found = {cell: path for cell, path in paths.items() if path.is_file()}
-    wanted = "a folder that `python tools/authors.py scores` wrote, such as "
+    wanted = "a folder that `python -m tools.authors scores` wrote, such as "
     require(len(found) > 0, "authors", f"no scores in {folder}", wanted + paths[CELLS[0]].name)
     return {cell: _table(cell, path) for cell, path in found.items()}
 

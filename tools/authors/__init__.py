@@ -1,0 +1,1 @@
+"""What the authors' own scores say: read out of their repository, tables and a page of them."""
