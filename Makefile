@@ -12,8 +12,10 @@ SET =
 BENCH =
 PYTHON ?=
 
-# see stepkit/__init__.py; here for kernels that import torch first
+# See docs/speed.md: idle threads sleep; freed memory is kept for the next pass (glibc reads these).
 export GOMP_SPINCOUNT ?= 10000
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 # The shell reads these as variables: blanks, brackets and quotes in them stay as they are.
 export DATA SET

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import stepkit as sk
 from stepkit.attribution import PRESETS
-from stepkit.models import fitting, precision_of
+from stepkit.models import batch_that_fits, precision_of
 
 TOP = 10  # of the profile
 
@@ -55,7 +55,7 @@ def main():
         return sk.step(model, clips, 0, preset, **given)
 
     one = torch.randn(1, 3, asked.frames, asked.size, asked.size, device=device)
-    n = asked.clips or (fitting(lambda: explained(one, "fast", 1), device) if gpu else 1)
+    n = asked.clips or (batch_that_fits(lambda: explained(one, "fast", 1), device) if gpu else 1)
     clips, kind = one.repeat(n, 1, 1, 1, 1), precision_of(model)
     case = f"{asked.model}, {n} clips of {asked.frames}x{asked.size}x{asked.size}, 4 areas, {kind}"
 

@@ -12,7 +12,6 @@ import torch
 
 from stepkit import stats
 from stepkit._files import write_whole
-from stepkit._memory import give_back
 from stepkit.prepare import has_bfloat16
 
 CPU = torch.device("cpu")
@@ -22,13 +21,11 @@ TABLE = Path(__file__).parents[1] / "results" / "benchmarks.csv"
 def seconds(functions: dict, repeats: int) -> dict[str, np.ndarray]:
     """Return ``repeats`` times of each function, which take turns: all see the same machine.
 
-    The first turn warms up and does not count. Each begins with freed memory given back, so that
-    none inherits what another one left.
+    The first turn warms up and does not count.
     """
     times = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
-            give_back()
             start = time.perf_counter()
             function()
             if torch.cuda.is_available():

@@ -12,13 +12,11 @@ the device has, and compiled unless --eager or for want of a C++ compiler:
 - *twin*: the same iteration in plain torch and float32, the model as it comes: every pair of canvas
   pixel and cell at once, the ladder repeated for every area, the mask sorted.
 
-Each runs four times in a row, and the time is that of one; all but the twin in memory that is kept,
-as in `stepkit.step`.
+Each runs four times in a row, and the time is that of one.
 """
 
 import argparse
 import shutil
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -29,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stepkit as sk
 from stepkit._kernels import by_voxel
-from stepkit._memory import kept
 from stepkit.attribution import smoothmax
 from stepkit.attribution.smoothmax import SHARPNESS, MaskGeometry, core_kernel, core_loss
 from stepkit.attribution.step import _log_probabilities, _Objective, _settings
@@ -139,13 +136,12 @@ def bare(model, clips, targets):
     return iteration
 
 
-def in_a_row(iteration, memory=kept):
-    """Return a function that runs ``ROW`` iterations, with memory kept as `stepkit.step` does."""
+def in_a_row(iteration):
+    """Return a function that runs ``ROW`` iterations."""
 
     def run():
-        with memory():
-            for _ in range(ROW):
-                iteration()
+        for _ in range(ROW):
+            iteration()
 
     return run
 
@@ -202,9 +198,8 @@ def main():
     row_of = {"masks": ours(Free(), *given)}
     for kind, model in kinds.items():
         row_of |= {f"bare {kind}": bare(model, clips, targets), f"step {kind}": ours(model, *given)}
-    timed = {"twin masks": twin(Free(), *given), "twin": twin(raw, *given)}
-    timed = {name: in_a_row(iteration, nullcontext) for name, iteration in timed.items()}
-    timed |= {name: in_a_row(iteration) for name, iteration in row_of.items()}
+    row_of |= {"twin masks": twin(Free(), *given), "twin": twin(raw, *given)}
+    timed = {name: in_a_row(iteration) for name, iteration in row_of.items()}
     took = {name: taken / ROW for name, taken in seconds(timed, asked.repeats).items()}
     case = f"{asked.model}, 1 clip of {asked.frames}x{asked.size}x{asked.size}, 4 areas"
     goals = {"masks": "<= 80"}

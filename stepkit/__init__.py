@@ -10,12 +10,9 @@ import tempfile
 
 __version__ = "0.1.0"  # said here alone: a clone on the path has no metadata
 
-# PyTorch's threads spin for milliseconds when they have no work, on the cores that STEP's own loops
-# (`stepkit._kernels`) want next: let them sleep. Without effect where torch was imported before.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 try:
     getpass.getuser()
-except (KeyError, OSError):  # a number without a name, as in containers: torch fails to import
+except (KeyError, OSError):  # a number without a name, as in containers: torchvision would fail
     _folder = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _folder)
 

@@ -1,19 +1,23 @@
 """The paper's two networks (§V-A.2), and narrow members of their families."""
 
 import math
+import pkgutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet
-from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
+from torchvision.models import get_model, get_model_weights, list_models, resnet, video
 from torchvision.models.video import resnet as video_resnet
 
 from stepkit._checks import finite, one_of, require
+from stepkit._checks import model as check_model
 from stepkit._files import is_altered
-from stepkit.models.state import out_of_place
+from stepkit.models import out_of_place
 
 __all__ = [
     "DetachedLSTM",
@@ -34,18 +38,22 @@ def load_model(
     Parameters
     ----------
     name : str
-        ``"r2plus1d_18"``, ``"r50l"``, or their narrow relatives ``"r2plus1d_narrow"`` and
-        ``"r50l_narrow"`` for small clips on a CPU.
+        One of torchvision's video models, ``"r2plus1d_18"``, ``"swin3d_t"``, ...; the paper's
+        ``"r50l"``; narrow relatives of its two for small clips on a CPU, ``"r2plus1d_narrow"`` and
+        ``"r50l_narrow"``; or ``"package.module:function"``, of one's own, a function of
+        ``num_classes`` (a class, too) that returns a module.
     num_classes : int
-        K, the length of the new classifier's output.
+        K, the length of the classifier's output.
     weights : path or str, optional
         A ``.safetensors`` file with the whole model; or one of torchvision's names, downloaded by
         torchvision where the internet is: ``"KINETICS400_V1"`` for ``r2plus1d_18``,
-        ``"IMAGENET1K_V2"`` for ``r50l``, under a fresh classifier. None: fresh weights.
+        ``"IMAGENET1K_V2"`` for ``r50l``. Their classifier is kept where it has ``num_classes``
+        outputs, and a fresh one otherwise. None: fresh weights.
     seed : int
         Of fresh weights; the global random state is not touched.
     **options
-        For ``r50l``: ``variant="printed" | "released"``.
+        For ``r50l``: ``variant="printed" | "released"``; for a function of one's own, what it
+        takes.
 
     Returns
     -------
@@ -54,8 +62,9 @@ def load_model(
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        Unknown name; no such file; a checkpoint of another format (for a ``.pth``:
+    FileNotFoundError, TypeError, ValueError
+        Unknown name; a function that returns no module; no such file; a checkpoint of another
+        format (for a ``.pth``:
         ``safetensors.torch.save_file(torch.load(path, weights_only=True), "mine.safetensors")``),
         or one that does not fit, with the first keys that differ.
 
@@ -65,30 +74,49 @@ def load_model(
     >>> model(torch.zeros(1, 3, 8, 48, 48)).shape
     torch.Size([1, 6])
     """
-    makers = {
-        "r2plus1d_18": _r2plus1d_18,
-        "r2plus1d_narrow": R2Plus1DNarrow,
-        "r50l": ResNetLSTM,
-        "r50l_narrow": ResNetLSTMNarrow,
-    }
-    one_of("name", name, makers)
     require(isinstance(num_classes, int) and num_classes > 0, "num_classes", num_classes, "K > 0")
+    build, pretrained = _builder(name)
     is_file = weights is not None and str(weights).endswith(".safetensors")
     if weights is not None and not is_file:
-        known = [*_PRETRAINED[name].__members__] if name in _PRETRAINED else []
-        expected = " or ".join(["a .safetensors file", *known])
-        require(str(weights) in known, "weights", repr(str(weights)), expected)
-        options["pretrained"] = weights
+        expected = " or ".join(["a .safetensors file", *pretrained])
+        require(str(weights) in pretrained, "weights", repr(str(weights)), expected)
+        options["pretrained"] = str(weights)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = out_of_place(makers[name](num_classes, **options)).eval()
+        model = out_of_place(check_model(build(num_classes, **options))).eval()
     return load_weights(model, weights) if is_file else model
 
 
-_PRETRAINED = {"r2plus1d_18": R2Plus1D_18_Weights, "r50l": resnet.ResNet50_Weights}
+def _builder(name: str) -> tuple[Callable[..., nn.Module], list[str]]:
+    """Return the function of ``num_classes`` that a name stands for, and its trained weights."""
+    own = {"r50l": ResNetLSTM, "r2plus1d_narrow": R2Plus1DNarrow, "r50l_narrow": ResNetLSTMNarrow}
+    if ":" in str(name):
+        try:
+            return pkgutil.resolve_name(name), []
+        except (ImportError, AttributeError, ValueError) as error:
+            expected = "package.module:function, on the path (PYTHONPATH)"
+            raise ValueError(f"name: got {name!r} ({error}), expected {expected}") from error
+    theirs = list_models(video)
+    one_of("name", name, [*own, *theirs])
+    if name in theirs:
+        return partial(_torchvision, name), [*get_model_weights(name).__members__]
+    return own[name], [*resnet.ResNet50_Weights.__members__] if name == "r50l" else []
 
 
-FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them; others need scales beside them
+def _torchvision(name: str, num_classes: int, pretrained: str | None = None) -> nn.Module:
+    """Return a video model of torchvision with a classifier of ``num_classes``."""
+    model = get_model(name, weights=pretrained)
+    place, last = [*model.named_modules()][-1]
+    if isinstance(last, nn.Conv3d):  # S3D
+        fresh = nn.Conv3d(last.in_channels, num_classes, last.kernel_size)
+    else:
+        fresh = nn.Linear(last.in_features, num_classes)
+    if pretrained is None or last.weight.shape != fresh.weight.shape:
+        model.set_submodule(place, fresh)
+    return model
+
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # others need scales
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -104,35 +132,23 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights: got '{path}', expected a file that exists")
-    found, wanted = {}, model.state_dict()
     try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in names}
-            needed = {key: tuple(value.shape) for key, value in wanted.items()}
-            differ = sorted({key[:60] for key, _ in shapes.items() ^ needed.items()})
-            given = f"other tensors: {differ[:3]}"
-            require(not differ, f"weights {path}", given, "those of the model")
-            for key, value in wanted.items():
-                kind = file.get_slice(key).get_dtype()
-                fits = (kind in FLOATS) == value.is_floating_point()
-                tensor = file.get_tensor(key) if fits else value
-                fits = fits and (kind in FLOATS or tensor.dtype == value.dtype)
-                require(fits, f"weights {path}", f"{kind} as {key}", f"{value.dtype}")
-                found[key] = tensor.to(value.dtype)
-                require(finite(found[key]), f"weights {path}", f"NaN or inf in {key}", "numbers")
+        found = load_file(path)
         damaged = is_altered(Path(path))
     except SafetensorError as error:
         raise ValueError(f"weights: got {path}, expected a .safetensors file ({error})") from None
+    wanted = model.state_dict()
+    shapes = [{key: value.shape for key, value in part.items()} for part in (found, wanted)]
+    differ = sorted({key[:60] for key, _ in shapes[0].items() ^ shapes[1].items()})
+    require(not differ, f"weights {path}", f"other tensors: {differ[:3]}", "those of the model")
+    for key, value in wanted.items():
+        given, floats = found[key].dtype, value.is_floating_point()
+        fits = given in FLOATS if floats else given == value.dtype
+        require(fits, f"weights {path}", f"{given} as {key}", f"{value.dtype}")
+        found[key] = found[key].to(value.dtype)
+        require(finite(found[key]), f"weights {path}", f"NaN or inf in {key}", "numbers")
     require(not damaged, "weights", f"{path}, damaged", "the file as it was written, by its hash")
     model.load_state_dict(found)
-    return model
-
-
-def _r2plus1d_18(num_classes: int, pretrained: str | None = None) -> nn.Module:
-    """Return torchvision's R(2+1)D-18 with a new classifier layer."""
-    model = r2plus1d_18(weights=pretrained)
-    model.fc = nn.Linear(model.fc.in_features, num_classes)
     return model
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stepkit import _kernels
 from stepkit._checks import clips as check_clips
@@ -169,6 +170,31 @@ def named(removal: str | Removal) -> Removal:
     makers = {"blur": blur, "fade": fade, "black": black}
     one_of("removal", removal, makers)
     return makers[removal]()
+
+
+def remove_at_random(
+    clips: Tensor, share: float, removal: Removal, generator: torch.Generator
+) -> Tensor:
+    """Remove moving random blobs from a random ``share`` of the clips; labels stay as they are.
+
+    The blobs are level sets of smooth noise in space-time; between a fifth and nine tenths of a
+    clip is kept. ``clips`` (N, 3, T, H, W) -> the same shape.
+    """
+    chosen = (torch.rand(len(clips), generator=generator) < share).nonzero()[:, 0]
+    if not len(chosen):
+        return clips
+    noise = torch.randn(len(chosen), 1, 3, 6, 6, generator=generator)
+    noise = F.interpolate(noise, clips.shape[2:], mode="trilinear", align_corners=True)[:, 0]
+    kept = torch.empty(len(chosen)).uniform_(0.2, 0.9, generator=generator)
+    level = torch.stack(
+        [field.quantile(1 - q) for field, q in zip(noise.flatten(1), kept, strict=True)]
+    )
+    mask = (noise > level[:, None, None, None]).float()
+    mask = gaussian_blur(mask, 0.02 * min(clips.shape[-2:])).clamp(0, 1).to(clips.device)
+    clips = clips.clone()
+    chosen = chosen.to(clips.device)
+    clips[chosen] = removal.apply(clips[chosen], mask)
+    return clips
 
 
 def gaussian_blur(

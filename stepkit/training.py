@@ -1,11 +1,10 @@
 """Training: the paper's recipe (§V-A.2) and a quick one, resumable, never looking at the test part.
 
 The checkpoint that is kept is the one with the best accuracy on a *validation* part (the released
-code picks it on the test set). Removal can serve as augmentation, so that a model has seen what
-perturbation methods will show it and is not fooled by the edges of a mask.
+code picks it on the test set). Removal can serve as augmentation: a model that has seen what
+perturbation methods will show it is not fooled by the edges of a mask.
 """
 
-import functools
 import io
 import json
 import math
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -24,13 +24,26 @@ from stepkit._checks import require, warn
 from stepkit._workers import end_with_parent
 from stepkit.data.sample import collate
 from stepkit.models import device_of, frozen
+from stepkit.models.scores import probability
 from stepkit.networks import load_model, load_weights
-from stepkit.removal import Removal, blur, gaussian_blur
+from stepkit.removal import Removal, blur, remove_at_random
+
+__all__ = [
+    "PAPER",
+    "QUICK",
+    "Recipe",
+    "describe",
+    "evaluate",
+    "fit",
+    "quick",
+    "save_model",
+    "train",
+]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; every field can be replaced, ``dataclasses.replace(PAPER, epochs=12)``.
+    """How to train; ``dataclasses.replace(PAPER, epochs=12)`` is another.
 
     Attributes
     ----------
@@ -46,12 +59,11 @@ class Recipe:
         The learning rate falls to a tenth every so many epochs; 0: rises for the first fifth of
         the training, then falls along a cosine ("one cycle").
     removal_share : float
-        Share of the training clips from which random blobs are removed (`remove_at_random`); it
+        Share of the training clips from which `stepkit.removal.remove_at_random` takes blobs; it
         rises from 0 to this over the first half of the epochs.
     start : str
-        Where `fit` starts: ``weights`` of `stepkit.networks.load_model`, such as
-        ``"KINETICS400_V1"``, or the name of a checkpoint that travels with stepkit. Empty: fresh
-        weights.
+        Where `fit` starts: ``weights`` of `stepkit.networks.load_model`, or the name of a
+        checkpoint that travels with stepkit. Empty: fresh weights.
     """
 
     epochs: int = 40
@@ -68,17 +80,7 @@ class Recipe:
 WEIGHTS = Path(__file__).parent / "weights"  # small checkpoints that travel with the package
 MODEL, STATE, HISTORY = "model.safetensors", "state.safetensors", "history.csv"
 PAPER = Recipe()
-QUICK = Recipe(
-    epochs=30,
-    batch_size=32,
-    clips_per_video=1,
-    optimiser="adamw",
-    learning_rate=3e-3,
-    weight_decay=0.02,
-    step_epochs=0,
-    removal_share=0.35,
-)
-
+QUICK = Recipe(30, 32, 1, "adamw", 3e-3, 0.02, step_epochs=0, removal_share=0.35)
 _SLOW = {("r2plus1d_narrow", "object"), ("r50l_narrow", "object"), ("r50l_narrow", "motion")}
 
 
@@ -122,78 +124,48 @@ def train(
         Folder for ``model.safetensors`` (best so far), ``history.csv`` and ``state.safetensors``,
         from which a killed run goes on with the epoch it was in. A finished run is not repeated.
         What is damaged is named in a warning, and made again from the first epoch on.
-    recipe : Recipe
-        `PAPER` or `QUICK` or one of your own.
-    removal : Removal, optional
-        Operator for ``recipe.removal_share``; the blur pyramid by default.
+    recipe : Recipe, default `PAPER`
+    removal : Removal, default the blur pyramid
+        Operator for ``recipe.removal_share``.
     seed : int
         Order of the clips and the removed blobs. The weights are initialised by the caller.
     workers : int
         Processes that load clips beside the training.
-    progress : bool
-        Show a bar.
     tag : str
-        Stands for code and attributes of a network that no key can name, see `stepkit._keys`.
+        For code and attributes of a network that no key can name, see `stepkit._keys`.
 
     Returns
     -------
     DataFrame
-        One row per epoch: ``epoch, loss, train_top1, val_top1, val_top5``.
+        ``epoch, loss, train_top1, val_top1, val_top5``.
 
     Raises
     ------
-    TypeError
-        Part of the model cannot be named.
-    ValueError
-        Training and validation share clip ids; ``out`` holds another run (`describe`); logits are
-        no longer finite.
+    TypeError, ValueError
+        Part of the model cannot be named; training and validation share clip ids; ``out`` holds
+        another run (`describe`); logits are no longer finite.
     """
     shared = set(dataset.ids) & set(validation.ids)
     require(not shared, "validation", f"{len(shared)} clips of the training part", "other clips")
-    out = Path(out)
+    out, removal = Path(out), removal or blur()
     run = describe(model, dataset, validation, recipe, seed, removal, tag)
     best, table = _files.read_tensors(out / MODEL, run), _files.read_table(out / HISTORY)
     if best and table is not None and len(table) == recipe.epochs:
         model.load_state_dict(best)
         return table
     steps = recipe.clips_per_video * math.ceil(len(dataset) / recipe.batch_size)
-    optimiser, schedule = _optimiser(model, recipe, steps)
-    history = _resume(out, run, model, optimiser, schedule)
+    parts = {"model": model, **_optimiser(model, recipe, steps)}
+    history = _resume(out, run, parts)
     epochs = range(len(history), recipe.epochs)
     for epoch in tqdm(epochs, desc="training", disable=not progress, leave=False):
-        # a loader draws more from its generator with workers than without: blobs have their own
-        draw = seed * 100_003 + epoch
-        order, blobs = (torch.Generator().manual_seed(draw + salt) for salt in (0, 2**31))
-        loader = DataLoader(
-            dataset,
-            recipe.batch_size,
-            shuffle=True,
-            num_workers=workers,
-            worker_init_fn=_begin_loading,
-            collate_fn=collate,
-            generator=order,
-        )
-        share = recipe.removal_share * min(1, 2 * epoch / recipe.epochs)
-        augment = functools.partial(
-            remove_at_random, share=share, removal=removal or blur(), generator=blobs
-        )
-        with torch.random.fork_rng(_cuda(model)):  # for dropout
-            torch.manual_seed(draw)
-            passes = []
-            for i in range(recipe.clips_per_video):
-                dataset.epoch = epoch * recipe.clips_per_video + i
-                passes.append(_pass(model, loader, augment, optimiser, schedule))
-        loss, top1 = (sum(values) / len(values) for values in zip(*passes, strict=True))
+        row = _epoch(parts, dataset, recipe, removal, seed, epoch, workers)
         scores = evaluate(model, validation, recipe.batch_size)
-        highest = max((row["val_top1"] for row in history), default=-1.0)
-        row = {"epoch": epoch, "loss": loss, "train_top1": top1}
         history.append(row | {f"val_{key}": scores[key] for key in ("top1", "top5")})
-        if scores["top1"] >= highest:
+        if scores["top1"] >= max(past["val_top1"] for past in history):
             save_model(model, out / MODEL, run)
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-        state |= {"schedule": schedule.state_dict(), "history": history}
         packed = io.BytesIO()
-        torch.save(state, packed)
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(state | {"history": history}, packed)
         packed = torch.frombuffer(packed.getbuffer(), dtype=torch.uint8)
         _files.write_tensors(out / STATE, run, {"state": packed})
     table = pd.DataFrame(history)
@@ -202,38 +174,57 @@ def train(
     return table
 
 
+def _epoch(parts: dict, dataset, recipe: Recipe, removal, seed: int, epoch: int, workers: int):
+    """Train for one epoch; return its row of the history."""
+    model, draw = parts["model"].train(), seed * 100_003 + epoch
+    device = device_of(model, "cpu")
+    # a loader draws more from its generator with workers than without: blobs have their own
+    order, blobs = (torch.Generator().manual_seed(draw + salt) for salt in (0, 2**31))
+    how = {"num_workers": workers, "worker_init_fn": _begin_loading, "collate_fn": collate}
+    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, generator=order, **how)
+    share = recipe.removal_share * min(1, 2 * epoch / recipe.epochs)
+    on_gpu = device.type == "cuda"
+    losses, correct = [], []
+    with torch.random.fork_rng([device.index or 0] if on_gpu else []):  # for dropout
+        torch.manual_seed(draw)
+        for i in range(recipe.clips_per_video):
+            dataset.epoch = epoch * recipe.clips_per_video + i
+            for batch in loader:
+                clips = remove_at_random(batch.clips.to(device), share, removal, blobs)
+                targets = batch.targets.to(device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                    logits = model(clips).float()
+                loss = F.cross_entropy(logits, targets, reduction="none")
+                parts["optimiser"].zero_grad()
+                loss.mean().backward()
+                parts["optimiser"].step()
+                parts["schedule"].step()
+                losses.append(loss.detach())
+                correct.append(_ranks(logits.detach(), targets, batch.ids) == 0)
+    means = [torch.cat(each).double().mean().item() for each in (losses, correct)]
+    return {"epoch": epoch, "loss": means[0], "train_top1": means[1]}
+
+
 def evaluate(model: nn.Module, dataset, batch_size: int = 32, progress: bool = False) -> dict:
     """Return the accuracy of ``model`` on a dataset (Table III).
 
-    Returns
-    -------
-    dict
-        ``top1`` and ``top5`` in [0, 1], and per clip, in order: ``ids``, ``correct`` (bool (N,)),
-        ``probability`` (N,), Φ of the true class. A class that ties with the true one counts
-        against it.
-
-    Raises
-    ------
-    ValueError
-        Logits that are not finite; the clips are named.
+    A dict: ``top1`` and ``top5`` in [0, 1], and per clip, in order: ``ids``, ``correct`` (bool
+    (N,)), ``probability`` (N,), Φ of the true class. A class that ties with the true one counts
+    against it. ValueError names the clips whose logits are not finite.
     """
-    device, ids, ranks, probability = device_of(model, "cpu"), [], [], []
+    device, parts = device_of(model, "cpu"), []
     own = torch.Generator()  # a loader without one draws from the global state
     loader = DataLoader(dataset, batch_size, collate_fn=collate, generator=own)
     with frozen(model), torch.no_grad():
         for batch in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
             logits = model(batch.clips.to(device)).float().cpu()
-            ranks.append(_ranks(logits, batch.targets, batch.ids))
-            probability.append(logits.softmax(1).gather(1, batch.targets[:, None])[:, 0])
-            ids += batch.ids
+            ranks = _ranks(logits, batch.targets, batch.ids)
+            parts.append((ranks, probability(logits, batch.targets), batch.ids))
+    ranks, probabilities, ids = zip(*parts, strict=True)
     rank = torch.cat(ranks)
-    return {
-        "top1": (rank < 1).float().mean().item(),
-        "top5": (rank < 5).float().mean().item(),
-        "ids": ids,
-        "correct": rank < 1,
-        "probability": torch.cat(probability),
-    }
+    top = {f"top{k}": (rank < k).float().mean().item() for k in (1, 5)}
+    ids = [id_ for part in ids for id_ in part]
+    return top | {"ids": ids, "correct": rank < 1, "probability": torch.cat(probabilities)}
 
 
 def _ranks(logits: Tensor, targets: Tensor, ids: list[str]) -> Tensor:
@@ -242,31 +233,6 @@ def _ranks(logits: Tensor, targets: Tensor, ids: list[str]) -> Tensor:
     given = f"logits that are NaN or infinite for {len(bad)} clips: {', '.join(bad[:3])}"
     require(not bad, "model", given, "finite logits; has the training diverged?")
     return (logits >= logits.gather(1, targets[:, None])).sum(1) - 1
-
-
-def remove_at_random(
-    clips: Tensor, share: float, removal: Removal, generator: torch.Generator
-) -> Tensor:
-    """Remove moving random blobs from a random ``share`` of the clips; labels stay as they are.
-
-    The blobs are level sets of smooth noise in space-time; between a fifth and nine tenths of a
-    clip is kept. ``clips`` (N, 3, T, H, W) -> the same shape.
-    """
-    chosen = (torch.rand(len(clips), generator=generator) < share).nonzero()[:, 0]
-    if not len(chosen):
-        return clips
-    noise = torch.randn(len(chosen), 1, 3, 6, 6, generator=generator)
-    noise = F.interpolate(noise, clips.shape[2:], mode="trilinear", align_corners=True)[:, 0]
-    kept = torch.empty(len(chosen)).uniform_(0.2, 0.9, generator=generator)
-    level = torch.stack(
-        [field.quantile(1 - q) for field, q in zip(noise.flatten(1), kept, strict=True)]
-    )
-    mask = (noise > level[:, None, None, None]).float()
-    mask = gaussian_blur(mask, 0.02 * min(clips.shape[-2:])).clamp(0, 1).to(clips.device)
-    clips = clips.clone()
-    chosen = chosen.to(clips.device)
-    clips[chosen] = removal.apply(clips[chosen], mask)
-    return clips
 
 
 def fit(
@@ -291,31 +257,25 @@ def fit(
         False: train in any case. A checkpoint of ``stepkit/weights`` is used only if it was made
         from the same data, recipe and seed as are asked for here.
     device : str or torch.device
-        Where to train, and where the model stays.
     dataset, validation, out, recipe, seed, **options
-        As for `train`, which is called otherwise, and resumes, in a folder of this training in
-        ``out``.
+        As for `train`, which is called otherwise, in a folder of this training in ``out``.
 
     Returns
     -------
-    model : nn.Module
-    history : DataFrame
-        See `train`.
-    origin : str
-        ``"shipped"`` or ``"trained here"``.
+    model, history (see `train`), ``"shipped"`` or ``"trained here"``
     """
     ours = WEIGHTS / f"{recipe.start}.safetensors"
     start = ours if ours.is_file() else recipe.start or None
     model = load_model(name, len(dataset.classes), start, seed=seed).to(device)
-    removal = options.get("removal")
-    usual = _keys.key(removal=removal or blur()) == _keys.key(removal=blur())
-    asked = recipe_of(name, dataset, validation, recipe, seed) if shipped and usual else None
-    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if asked else ():
-        found = _files.read(checkpoint)
-        if found is None:
+    removal = options.get("removal") or blur()
+    wanted = recipe_of(name, dataset, validation, recipe, seed)
+    usual = shipped and _keys.key(removal=removal) == _keys.key(removal=blur())
+    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if usual else ():
+        run, tensors = _files.read(checkpoint) or ("", {})
+        if not run:
             warn(f"{checkpoint}: damaged, left out")
-        elif found[0] == asked:
-            model.load_state_dict(found[1])
+        elif run == wanted:
+            model.load_state_dict(tensors)
             return model, pd.read_csv(checkpoint.with_suffix(".csv")), "shipped"
     run = describe(model, dataset, validation, recipe, seed, removal)
     out = Path(out) / _keys.key(run=run)[:8]
@@ -323,41 +283,29 @@ def fit(
     return model.eval(), history, "trained here"
 
 
-def describe(
-    model: nn.Module,
-    dataset,
-    validation,
-    recipe: Recipe,
-    seed: int,
-    removal: Removal | None = None,
-    tag: str = "",
-) -> str:
-    """Return, as JSON, all that a training depends on; the key of every checkpoint.
-
-    That is the network as it is at the start, both parts of the data, and how it is trained.
-    """
-    facts = {
-        "model": _keys.model(model, tag),
+def describe(model, dataset, validation, recipe, seed, removal=None, tag: str = "") -> str:
+    """Return, as JSON, all that a training depends on (see `train`); the key of a checkpoint."""
+    facts = asdict(recipe) | {
+        "model": _keys.model(model, tag),  # as it is at the start
         "data": _keys.data(dataset),
         "validation": [_keys.data(validation), getattr(validation, "epoch", 0)],
         "removal": _keys.key(removal=removal or blur()),
         "library": _keys.library(*_keys.TRAINING),
         "seed": seed,
-        **{name: value for name, value in asdict(recipe).items() if name != "start"},  # in model
     }
+    del facts["start"]
     return json.dumps(facts)
 
 
 def recipe_of(name: str, dataset, validation, recipe: Recipe, seed: int) -> str:
     """Return, as JSON, by what recipe a checkpoint that travels with stepkit was made.
 
-    It is the checkpoint of that recipe as long as stepkit ships it: neither stepkit's code and
-    version nor the bytes of fresh weights, which differ between machines, make it another.
+    Neither stepkit's code and version nor the bytes of fresh weights, which differ between
+    machines, make it another.
     """
     parts = [_keys.data(part) for part in (dataset, validation)]
     parts = [{key: value for key, value in part.items() if key != "code"} for part in parts]
-    facts = {"model": name, "data": parts, "seed": seed}
-    return json.dumps(facts | asdict(recipe))
+    return json.dumps({"model": name, "data": parts, "seed": seed} | asdict(recipe))
 
 
 def save_model(model: nn.Module, path: str | Path, run: str = "") -> None:
@@ -369,33 +317,7 @@ def _begin_loading(_: int) -> None:
     end_with_parent()  # PyTorch's own watch looks at the server that forks, where there is one
 
 
-def _pass(model, loader, augment, optimiser, schedule) -> tuple[float, float]:
-    """One pass over the training part; returns the mean loss and the accuracy."""
-    device = device_of(model, "cpu")
-    model.train()
-    total = correct = seen = 0.0
-    for batch in loader:
-        clips, targets = augment(batch.clips.to(device)), batch.targets.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(clips).float()
-        loss = F.cross_entropy(logits, targets)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        total += loss.item() * len(targets)
-        correct += (_ranks(logits.detach(), targets, batch.ids) == 0).sum().item()
-        seen += len(targets)
-    return total / seen, correct / seen
-
-
-def _cuda(model: nn.Module) -> list[int]:
-    """Return the CUDA devices whose random state the model uses."""
-    device = device_of(model, "cpu")
-    return [device.index or 0] if device.type == "cuda" else []
-
-
-def _optimiser(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
+def _optimiser(model: nn.Module, recipe: Recipe, steps_per_epoch: int) -> dict:
     """Return the optimiser, and its schedule counted in steps."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimiser == "sgd":
@@ -404,14 +326,14 @@ def _optimiser(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
         require(recipe.optimiser == "adamw", "optimiser", recipe.optimiser, "'sgd' or 'adamw'")
         optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
     if recipe.step_epochs:
-        every = recipe.step_epochs * steps_per_epoch
-        return optimiser, torch.optim.lr_scheduler.StepLR(optimiser, every, 0.1)
-    steps = recipe.epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.2)
-    return optimiser, schedule
+        schedule = lr_scheduler.StepLR(optimiser, recipe.step_epochs * steps_per_epoch, 0.1)
+    else:
+        steps = recipe.epochs * steps_per_epoch
+        schedule = lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.2)
+    return {"optimiser": optimiser, "schedule": schedule}
 
 
-def _resume(out: Path, run: str, model, optimiser, schedule) -> list[dict]:
+def _resume(out: Path, run: str, parts: dict) -> list[dict]:
     """Load the state that a killed run left; return its history, empty for a new run."""
     found = {name: _files.read(out / name) for name in (MODEL, STATE) if (out / name).is_file()}
     for known, _ in filter(None, found.values()):
@@ -424,7 +346,6 @@ def _resume(out: Path, run: str, model, optimiser, schedule) -> list[dict]:
         return []
     packed = io.BytesIO(found[STATE][1]["state"].numpy().tobytes())
     state = torch.load(packed, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return state["history"]

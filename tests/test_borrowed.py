@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import stepkit as sk
-from stepkit import _memory, panels
+from stepkit import panels
 from stepkit.data import Synthetic, batch
 from stepkit.training import evaluate
 
@@ -81,7 +81,6 @@ def state(model):
         "random": random.getstate(),
         "settings": [getattr(torch, name)() for name in names],
         "cudnn": [torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark],
-        "memory": _memory._inside,
         "warnings": list(warnings.filters),
         "signals": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
         "environment": dict(os.environ),

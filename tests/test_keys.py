@@ -273,9 +273,9 @@ def test_maps_depend_on_every_file_that_their_methods_import():
                         todo.add(file)
                     elif file in _keys._SOURCES and not file.startswith(known):
                         seen.add(file)
-    # errors, memory and what reads a clip, whose content enters itself
+    # errors and what reads a clip, whose content enters itself
     extra = {name for name in seen if not name.startswith(known)}
-    allowed = {"_checks.py", "_registry.py", "_memory.py", "_sources.py", "_files.py"}
+    allowed = {"_checks.py", "_registry.py", "_sources.py", "_files.py"}
     assert extra <= allowed | {"data/__init__.py"}
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import _api, resnet18
 from torchvision.models.video import r2plus1d_18
 
-from stepkit.models import check_model, find_layer, fitting, frozen, out_of_place
+from stepkit.models import batch_that_fits, check_model, find_layer, frozen, out_of_place
 from stepkit.networks import DetachedLSTM, load_model
 from stepkit.training import save_model
 
@@ -26,6 +26,47 @@ def test_models_take_any_clip_size(name, shape):
     assert not model.training
     with torch.no_grad():
         assert model(torch.randn(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["mc3_18", "s3d", "swin3d_t", "mvit_v2_s"])
+def test_video_models_of_torchvision_come_by_name_with_a_classifier_of_k(name):
+    model = load_model(name, 7)
+    assert [*model.state_dict().values()][-1].shape == (7,)
+    assert not any(getattr(layer, "inplace", False) for layer in model.modules())
+
+
+@pytest.mark.parametrize(("classes", "kept"), [(400, True), (7, False)])
+def test_a_trained_classifier_is_kept_where_it_has_as_many_classes(monkeypatch, classes, kept):
+    published = r2plus1d_18().state_dict()
+    monkeypatch.setattr(_api, "load_state_dict_from_url", lambda url, **_: published)
+    found = load_model("r2plus1d_18", classes, "KINETICS400_V1").state_dict()
+    assert torch.equal(found["layer4.1.conv2.0.3.weight"], published["layer4.1.conv2.0.3.weight"])
+    assert found["fc.weight"].shape == (classes, 512)
+    assert torch.equal(found["fc.bias"], published["fc.bias"]) == kept
+
+
+def two_frames(num_classes, width=4):
+    """A network of one's own, to be named ``test_models:two_frames``."""
+    layers = nn.Conv3d(3, width, 2), nn.ReLU(inplace=True), nn.AdaptiveAvgPool3d(1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+
+def test_a_network_of_ones_own_is_named_by_its_module_and_function():
+    model = load_model("test_models:two_frames", 5, width=2)
+    assert model(clips()).shape == (2, 5)
+    assert not model.training
+    assert not model[1].inplace
+    same = load_model("test_models:two_frames", 5, seed=1, width=2)
+    assert not torch.equal(same[0].weight, model[0].weight)
+    for name in ("test_models:gone", "no_such_module:two_frames", "test models:x"):
+        with pytest.raises(ValueError, match=rf"name: got '{name}' .* package.module:function"):
+            load_model(name, 5)
+    with pytest.raises(TypeError, match=r"model: got str, expected a torch.nn.Module"):
+        load_model("builtins:str", 5)
+    with pytest.raises(
+        ValueError, match=r"name: got 'r2plus1d_19', expected 'r2plus1d_18'\? It is"
+    ):
+        load_model("r2plus1d_19", 5)
 
 
 def test_fresh_weights_depend_on_the_seed_alone_and_leave_the_global_state():
@@ -202,5 +243,5 @@ def test_a_batch_is_as_large_as_the_free_memory_takes(monkeypatch, free, fits):
         ("reset_peak_memory_stats", None),
     ):
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
-    assert fitting(lambda: done.append(1), torch.device("cuda")) == fits
+    assert batch_that_fits(lambda: done.append(1), torch.device("cuda")) == fits
     assert done == [1]

@@ -1,4 +1,4 @@
-"""Prepared models: the same function, faster; and memory that is kept between passes."""
+"""Prepared models: the same function, faster."""
 
 import copy
 import importlib

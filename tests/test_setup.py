@@ -203,6 +203,14 @@ def make(folder: Path, *arguments: str) -> list[str]:
     return subprocess.check_output(run, cwd=folder, env=given, text=True).splitlines()
 
 
+def test_make_says_how_threads_wait_and_keeps_freed_memory_unless_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    names = ("GOMP_SPINCOUNT", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+    lines = "".join(f'echo "${name}"\n' for name in names)
+    monkeypatch.setitem(globals(), "FAKE", FAKE.replace('*) echo "path', f'*) {lines}echo "path'))
+    assert make(tmp_path, "reproduce")[:3] == ["7", "0", str(4 << 30)]
+
+
 @pytest.mark.parametrize(
     ("text", "settings"),
     [

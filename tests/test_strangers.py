@@ -459,14 +459,22 @@ def test_yaml_beyond_plain_values_is_named(text, named):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("0.weight", torch.ones(3, 2, dtype=torch.int8), "I8 as 0.weight, expected torch.float32"),
-        ("0.weight", torch.ones(3, 2, dtype=torch.complex64), "C64 as 0.weight"),
-        ("0.weight", torch.ones(3, 2, dtype=torch.bool), "BOOL as 0.weight"),
-        ("0.weight", torch.ones(3, 2).to(torch.float8_e4m3fn), "F8_E4M3 as 0.weight"),
+        (
+            "0.weight",
+            torch.ones(3, 2, dtype=torch.int8),
+            "torch.int8 as 0.weight, expected torch.float32",
+        ),
+        ("0.weight", torch.ones(3, 2, dtype=torch.complex64), "torch.complex64 as 0.weight"),
+        ("0.weight", torch.ones(3, 2, dtype=torch.bool), "torch.bool as 0.weight"),
+        ("0.weight", torch.ones(3, 2).to(torch.float8_e4m3fn), "torch.float8_e4m3fn as 0.weight"),
         ("0.bias", torch.tensor([0, 1, torch.nan]), "NaN or inf in 0.bias"),
         ("0.bias", torch.tensor([0, 1, 1e300], dtype=torch.float64), "NaN or inf in 0.bias"),
-        ("1.num_batches_tracked", torch.tensor(1.0), "F32 as 1.num_batches_tracked"),
-        ("1.num_batches_tracked", torch.tensor(1, dtype=torch.int8), "I8 as 1.num_batches_tracked"),
+        ("1.num_batches_tracked", torch.tensor(1.0), "torch.float32 as 1.num_batches_tracked"),
+        (
+            "1.num_batches_tracked",
+            torch.tensor(1, dtype=torch.int8),
+            "torch.int8 as 1.num_batches_tracked",
+        ),
         ("0.weight", torch.ones(2, 3), r"other tensors: \['0.weight'\]"),
         ("0.weight", None, r"other tensors: \['0.weight'\]"),
         ("0.extra", torch.ones(1), r"other tensors: \['0.extra'\]"),

@@ -14,7 +14,6 @@ from stepkit.training import (
     evaluate,
     fit,
     quick,
-    remove_at_random,
     train,
 )
 
@@ -115,7 +114,7 @@ def test_paper_recipe_trains(tmp_path):
 def test_removal_at_random_takes_the_share_and_keeps_the_rest():
     clips = torch.randn(200, 3, 4, 24, 24, generator=torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(1)
-    found = remove_at_random(clips, 0.25, removal.fade(), draw)
+    found = removal.remove_at_random(clips, 0.25, removal.fade(), draw)
     touched = (found != clips).flatten(1).any(1)
     assert 0.15 < touched.float().mean() < 0.35
     gone = (found[touched] == 0).float().mean()  # fade leaves zeros where all is removed

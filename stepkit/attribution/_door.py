@@ -15,7 +15,7 @@ from stepkit._checks import clips as check_clips
 from stepkit._checks import require
 from stepkit._checks import targets as check_targets
 from stepkit.attribution._methods import METHODS, Method, Work
-from stepkit.models import check_model, device_of, frozen, inside, meet, uncompiled
+from stepkit.models import check_model, check_once, device_of, frozen, uncompiled, unwrapped
 from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score
 
@@ -120,7 +120,7 @@ def results(
     seeds = _clip_seeds(seed, len(clips))
     device = device_of(model, clips.device)
     if row.reads_layers:
-        inside(model)
+        unwrapped(model)
     bar = functools.partial(tqdm, disable=not progress, leave=False)
     with frozen(model), contextlib.ExitStack() as within:
         clips = clips.clone() if clips.is_inference() else clips
@@ -128,7 +128,7 @@ def results(
         first = clips[:1].to(device), targets, score
         if row.reads_layers:
             within.enter_context(uncompiled(model))
-        meet(model, *first, batch_size)
+        check_once(model, *first, batch_size)
         if row.optimises and row.needs_gradient:
             check_model(model, *first, gradient=True)
         if row.reads_layers:
@@ -172,7 +172,7 @@ def _watched(model: nn.Module, row: Method, clip: Tensor, targets: Tensor, score
     def looking(read):
         def call(output, asked):
             if not finite:
-                score.tried(output, asked, targets.max())
+                score.check_output(output, asked, targets.max())
             found = read(output, asked)
             finite.append(torch.isfinite(found.detach()).all())
             return found

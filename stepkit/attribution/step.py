@@ -34,7 +34,7 @@ from stepkit.attribution.smoothmax import (
     kernel_length,
     random_masks,
 )
-from stepkit.models import check_model, device_of, fitting, frozen, precision_of, uncompiled
+from stepkit.models import batch_that_fits, check_model, device_of, frozen, precision_of, uncompiled
 from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score
 from stepkit.removal import Removal, gaussian_blur, read
@@ -339,7 +339,7 @@ def _explain(
             if device.type == "cuda":
                 one = first[0], targets[:1], replace(settings, iterations=1), score
                 with uncompiled(model):
-                    batch_size = fitting(lambda: _optimise(model, *one, Work().bar), device)
+                    batch_size = batch_that_fits(lambda: _optimise(model, *one, Work().bar), device)
         parts = []
         for start in range(0, len(clips), batch_size):
             chunk = slice(start, start + batch_size)

@@ -1,35 +1,16 @@
 """What is asked of a model before it is explained: finite scores, a gradient, no chance."""
 
-import collections
 import weakref
 
 import torch
 from torch import Tensor, nn
 
 from stepkit._checks import require, warn
+from stepkit.models.layers import uncompiled
 from stepkit.models.scores import PROBABILITY, Score
-from stepkit.models.state import precision_of, uncompiled
+from stepkit.models.state import precision_of
 
-__all__ = ["called", "check_model", "meet"]
-
-
-def called(model: nn.Module, clips: Tensor) -> object:
-    """Return what the model makes of clips; an error of its own becomes one that says what to do.
-
-    Raises
-    ------
-    ValueError
-        Whatever the model raised, but for a lack of memory.
-    """
-    try:
-        return model(clips)
-    except Exception as error:
-        if "memory" in str(error):  # torch.OutOfMemoryError, and its kin of the CPU
-            raise
-        told = " ".join(str(error).split())[:300]
-        given = f"{type(error).__name__} ({told}) for clips {tuple(clips.shape)}, {clips.dtype}"
-        expected = "a network that takes them; sk.wrap adapts layout, precision and pathways"
-        raise ValueError(f"model: got {given}, expected {expected}") from error
+__all__ = ["check_model", "check_once"]
 
 
 def check_model(
@@ -56,19 +37,19 @@ def check_model(
     with torch.set_grad_enabled(gradient), uncompiled(model):  # once is not worth compiling for
         leaf = clips.detach().clone().requires_grad_(gradient)
         given = leaf * 1  # in-place work on a leaf would be an error of torch's
-        output = called(model, given)
+        output = _run(model, given)
         remedy = "a forward that leaves it alone, or sk.wrap(model), which hands it a copy"
         require(torch.equal(given, clips), "model", "a forward that writes into its input", remedy)
         mine = targets[: len(clips)]
-        score.tried(output, mine, targets.max())
+        score.check_output(output, mine, targets.max())
         found = score(output, mine).detach()
         finite = bool(torch.isfinite(found).all())
         require(finite, "model", f"NaN or infinity in its {score.name}", "finite outputs")
         if gradient:
             _check_gradient(leaf, output, score.logit(output, mine), score)
-    if score.name not in _met.get(model, ()):
-        _look_again(model, clips[:1], mine[:1], score, found[0], together)
-        _met.setdefault(model, set()).add(score.name)
+    if score.name not in _checked.get(model, ()):
+        _check_repeats(model, clips[:1], mine[:1], score, found[0], together)
+        _checked.setdefault(model, set()).add(score.name)
     return found
 
 
@@ -88,29 +69,31 @@ def _check_gradient(leaf: Tensor, output: object, logit: Tensor, score: Score) -
     require(reaches, "model", "no gradient at the clips", expected)
 
 
-_met = weakref.WeakKeyDictionary()  # the scores by which `check_model` has looked at a model
+_checked = weakref.WeakKeyDictionary()  # the names of the scores by which a model was checked
 
 
-def meet(model: nn.Module, clip: Tensor, targets: Tensor, score: Score, together: int) -> None:
-    """Try a model that has not been seen with this score before, see `check_model`."""
-    if score.name not in _met.get(model, ()):
+def check_once(model: nn.Module, clip: Tensor, targets: Tensor, score: Score, together: int):
+    """Check a model that has not been seen with this score before, see `check_model`."""
+    if score.name not in _checked.get(model, ()):
         check_model(model, clip, targets, score, together=together)
 
 
-def _look_again(model, clip: Tensor, target: Tensor, score: Score, once: Tensor, together: int):
+def _check_repeats(model, clip: Tensor, target: Tensor, score: Score, once: Tensor, together: int):
     """Show the clip again, beside another: chance, or what others in the batch change, is seen."""
     both = torch.cat([clip, -10 * clip])
     with torch.no_grad(), uncompiled(model):
         try:
-            outputs = [called(model, part) for part in both.split(min(together, 2))]
+            outputs = [_run(model, part) for part in both.split(min(together, 2))]
         except ValueError:  # a network that takes one clip at a time
-            outputs = [called(model, part) for part in both.split(1)]
+            outputs = [_run(model, part) for part in both.split(1)]
         again = score(outputs[0], target.repeat(2 // len(outputs)))[0]
         if all(isinstance(output, Tensor) for output in outputs):
-            score.doubt(torch.cat(outputs))
+            score.doubt(torch.cat(outputs), target.repeat(2))
     sizes = [output.abs().max() for output in outputs[:1] if isinstance(output, Tensor)]
     least = 1e-5 * max([*sizes, once.abs()])  # a margin near 0 is all rounding
-    if (once - again).abs() > REPEATS[precision_of(model)] * max(once.abs(), again.abs()) + least:
+    # what rounding may change when a clip is seen in another batch, relative to its score
+    share = 1e-3 if precision_of(model) in ("float32", "float64") else 0.1
+    if (once - again).abs() > share * max(once.abs(), again.abs()) + least:
         warn(
             f"model: its {score.name} of one clip is {once:.4g}, and {again:.4g} when asked again "
             "beside another clip. Is dropout on, or batch statistics? Maps will differ from call "
@@ -118,5 +101,14 @@ def _look_again(model, clip: Tensor, target: Tensor, score: Score, once: Tensor,
         )
 
 
-# what rounding may change when a clip is seen again in another batch, relative to its score
-REPEATS = collections.defaultdict(lambda: 0.1, float64=1e-3, float32=1e-3)
+def _run(model: nn.Module, clips: Tensor) -> object:
+    """Return what the model makes of clips; its own error becomes one that says what to do."""
+    try:
+        return model(clips)
+    except Exception as error:
+        if "memory" in str(error):  # torch.OutOfMemoryError, and its kin of the CPU
+            raise
+        told = " ".join(str(error).split())[:300]
+        given = f"{type(error).__name__} ({told}) for clips {tuple(clips.shape)}, {clips.dtype}"
+        expected = "a network that takes them; sk.wrap adapts layout, precision and pathways"
+        raise ValueError(f"model: got {given}, expected {expected}") from error

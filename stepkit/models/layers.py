@@ -1,17 +1,20 @@
-"""The layers of a network: inside its wrappers, and the one that activation methods look at."""
+"""The layers of a network: inside its wrappers, open to hooks, and the one activations are of."""
+
+import contextlib
 
 import torch
 from torch import nn
-from torch._dynamo import OptimizedModule
+from torchvision.models import resnet
 from torchvision.models.video import S3D, MViT, SwinTransformer3d, VideoResNet
+from torchvision.models.video import resnet as video_resnet
 
 from stepkit._checks import require
 from stepkit.models.wrapped import Wrapped
 
-__all__ = ["find_layer", "inside"]
+__all__ = ["find_layer", "out_of_place", "uncompiled", "unwrapped"]
 
 
-def inside(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network that `stepkit.wrap` or ``torch.compile`` holds, whose layers have names.
 
     Raises
@@ -19,11 +22,26 @@ def inside(model: nn.Module) -> nn.Module:
     ValueError
         It is compiled by TorchScript, whose layers nobody can look at or change.
     """
-    while isinstance(model, Wrapped | OptimizedModule):
+    while isinstance(model, Wrapped) or hasattr(model, "_orig_mod"):  # torch.compile's
         model = model.model if isinstance(model, Wrapped) else model._orig_mod
     expected = "the Python module, or a method that does not look at layers (gradient, step, ...)"
     require(not isinstance(model, torch.jit.ScriptModule), "model", "TorchScript", expected)
     return model
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module):
+    """Let a model that `prepare` or ``torch.compile`` compiled run layer by layer inside.
+
+    Compiled, it calls no hooks.
+    """
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    if compiled or hasattr(model, "_orig_mod"):
+        # it holds from being made, not from ``with`` on
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -41,14 +59,27 @@ def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
     ValueError
         No such layer, or none known for this model; lists those that there are.
     """
-    model = inside(model)
+    model = unwrapped(model)
     layers = {key: layer for key, layer in model.named_modules() if key}
     name = _usual_layer(model) if name is None else name
     given = "no name, and no default for this model" if name is None else repr(name)[:80]
-    usual = _worth_a_try(layers)
     known = isinstance(name, str) and name in layers
-    require(known, "layer", given, f"{usual}one of {', '.join(layers)}")
+    require(known, "layer", given, f"{_worth_a_try(layers)}one of {', '.join(layers)}")
     return layers[name]
+
+
+def _usual_layer(model: nn.Module) -> str | None:
+    """Return the name of `find_layer`'s default."""
+    usual = getattr(model, "cam_layer", None)
+    if usual is None and isinstance(model, VideoResNet):
+        usual = "layer4"
+    elif usual is None and isinstance(model, S3D):
+        usual = f"features.{len(model.features) - 1}"
+    elif usual is None and isinstance(model, SwinTransformer3d):
+        usual = "norm"
+    elif usual is None and isinstance(model, MViT):
+        usual = f"blocks.{len(model.blocks) - 2}"
+    return usual
 
 
 def _worth_a_try(layers: dict[str, nn.Module]) -> str:
@@ -61,23 +92,45 @@ def _worth_a_try(layers: dict[str, nn.Module]) -> str:
         for name, layer in layers.items()
         if isinstance(layer, nn.ModuleList | nn.Sequential) and len({*map(type, layer)}) == 1
     ]
-    if lists and max(lists)[0] > 1 and any("attention" in kind for kind in kinds):
-        length, name = max(lists)
-        return f"layer={name + f'.{length - 2}'!r}, the last block but one, or "
+    length, name = max(lists, default=(0, ""))
+    if length > 1 and any("attention" in kind for kind in kinds):
+        return f"layer={f'{name}.{length - 2}'!r}, the last block but one, or "
     convolutions = [k for k, layer in layers.items() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
     return f"layer={convolutions[-1]!r}, the last convolution, or " if convolutions else ""
 
 
-def _usual_layer(model: nn.Module) -> str | None:
-    """Return the name of `find_layer`'s default."""
-    if isinstance(model, VideoResNet):
-        usual = "layer4"
-    elif isinstance(model, S3D):
-        usual = f"features.{len(model.features) - 1}"
-    elif isinstance(model, SwinTransformer3d):
-        usual = "norm"
-    elif isinstance(model, MViT):
-        usual = f"blocks.{len(model.blocks) - 2}"
-    else:
-        usual = None
-    return getattr(model, "cam_layer", usual)
+def out_of_place(model: nn.Module) -> nn.Module:
+    """Replace in-place operations, which break hooks on their inputs, by their equals; in place.
+
+    Turns off the ``inplace`` flag of activations, and the ``out += residual`` of torchvision's
+    residual blocks. Outputs, parameters and their names stay as they are.
+    """
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+        module.__class__ = _ADDING.get(type(module), type(module))
+    return model
+
+
+class _VideoBlock(video_resnet.BasicBlock):
+    def forward(self, x):
+        residual = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.conv2(self.conv1(x)) + residual)
+
+
+class _ImageBlock(resnet.BasicBlock):
+    def forward(self, x):
+        residual = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + residual)
+
+
+class _ImageBottleneck(resnet.Bottleneck):
+    def forward(self, x):
+        residual = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + residual)
+
+
+_ADDING = {ours.__base__: ours for ours in (_VideoBlock, _ImageBlock, _ImageBottleneck)}

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from stepkit._checks import one_of, require, warn
 
+__all__ = ["PROBABILITY", "SIGMOID", "VALUE", "Score", "at_step", "group", "named", "probability"]
+
 Read = Callable[[Any, Tensor], Tensor]
 
 
@@ -47,8 +49,8 @@ class Score:
     check : callable
         (output, targets) -> None; raises for an output that the score cannot be read off.
     doubt : callable
-        (output) -> None; warns of an output that may be meant in another way. It is that of a clip
-        and of one with ten times its contrast.
+        (output, targets) -> None; warns of an output that may be meant in another way. It is that
+        of a clip and of one with ten times its contrast.
     one_logit : bool
         ``logit`` is one column of an output (N, K).
     """
@@ -58,7 +60,7 @@ class Score:
     logit: Read
     log: Read | None = None
     check: Callable[[Any, Tensor], None] = lambda output, targets: None
-    doubt: Callable[[Any], None] = lambda output: None
+    doubt: Callable[[Any, Tensor], None] = lambda output, targets: None
     one_logit: bool = False
 
     def __call__(self, output: Any, targets: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class Score:
             taken = self(model(clips), targets) - self(model(nothing), targets)
         return torch.where(taken == 0, 1, taken.abs()).to(clips)
 
-    def tried(self, output: Any, targets: Tensor, last: Tensor) -> None:
+    def check_output(self, output: Any, targets: Tensor, last: Tensor) -> None:
         """Check an output for clips of ``targets``, and the numbers that are read off it.
 
         ``last`` is the largest target of all clips, those that are still to come as well.
@@ -91,12 +93,11 @@ class Score:
             An output or targets that do not fit; not one number for each clip.
         """
         self.check(output, torch.cat([targets[:-1], last.view(1)]))
-        found = self.value(output, targets)
+        found, n, name = self.value(output, targets), len(targets), f"score {self.name}"
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        n = len(targets)
-        require(given == (n,), f"score {self.name}", f"{given} for {n} clips", f"a tensor ({n},)")
+        require(given == (n,), name, f"{given} for {n} clips", f"a tensor ({n},)")
         real = found.dtype.is_floating_point
-        require(real, f"score {self.name}", f"dtype {found.dtype}", "floating numbers")
+        require(real, name, f"dtype {found.dtype}", "floating numbers")
 
 
 def group(classes: Sequence[int] | Sequence[Sequence[int]]) -> Score:
@@ -113,36 +114,32 @@ def group(classes: Sequence[int] | Sequence[Sequence[int]]) -> Score:
     >>> group([0, 2])(torch.zeros(1, 4), torch.tensor([0]))
     tensor([0.5000])
     """
-    groups = classes.tolist() if hasattr(classes, "tolist") else classes
+    listed = classes.tolist() if hasattr(classes, "tolist") else classes
     try:
-        groups = [
-            [*members] for members in (groups if hasattr(groups[0], "__iter__") else [groups])
-        ]
-        whole = all(g and all(_is_class(c) for c in g) for g in groups)
+        groups = [[*each] for each in (listed if hasattr(listed[0], "__iter__") else [listed])]
     except (TypeError, IndexError):
-        whole = False
+        groups = [[]]
+    whole = all(each and all(map(_is_class, each)) for each in groups)
     require(whole, "classes", repr(classes)[:80], "class indices, at least one in each group")
-    groups = [[operator.index(c) for c in members] for members in groups]
-
-    def member(output: Tensor, targets: Tensor) -> Tensor:
-        rows = torch.zeros(len(groups), output.shape[1], dtype=torch.bool)
-        for row, members in zip(rows, groups, strict=True):
-            row[members] = True
-        return rows.to(output.device)[targets]
+    groups = [[operator.index(c) for c in each] for each in groups]
+    last = max(map(max, groups))
 
     def logit(output, targets):
-        return output.masked_fill(~member(output, targets), -torch.inf).logsumexp(1)
+        members = torch.zeros(len(groups), output.shape[1], dtype=torch.bool)
+        for row, each in zip(members, groups, strict=True):
+            row[each] = True
+        others = ~members.to(output.device)[targets]
+        return output.masked_fill(others, -torch.inf).logsumexp(1)
 
     def log(output, targets):
         return logit(output, targets) - output.logsumexp(1)
 
-    def check(output, targets):
-        last = torch.full_like(targets, max(map(max, groups)))
-        _check_softmax(output, last)
-        _check_targets(targets, len(groups), "groups")
-
     def value(output, targets):
-        return (output.softmax(1) * member(output, targets)).sum(1)
+        return log(output, targets).exp()
+
+    def check(output, targets):
+        _check_softmax(output, torch.full_like(targets, last))
+        _check_targets(targets, len(groups), "groups")
 
     return Score(f"group({groups})", value, logit, log, check, _doubt_softmax)
 
@@ -162,19 +159,17 @@ def at_step(step: int, score: "Score | str | Read" = "probability") -> Score:
     of = named(score)
     require(isinstance(step, int), "step", repr(step), "a whole number")
 
-    def check(output, targets):
-        given = _shape(output)
-        steps = isinstance(output, Tensor) and output.ndim == 3
-        fits = steps and -output.shape[1] <= step < output.shape[1]
-        require(fits, "model", f"output {given}", f"(N, T, K) with a time step {step}")
-        of.check(output[:, step], targets)
+    def at(read):
+        def read_step(output, targets):
+            _check_shape(output, targets, (3,), "(N, T, K)")
+            steps = output.shape[1]
+            require(-steps <= step < steps, "step", step, f"one of the model's {steps} time steps")
+            return read(output[:, step], targets)
 
-    def read(what):
-        return what and (lambda output, targets: what(output[:, step], targets))
+        return read and read_step
 
-    at = {"value": read(of.value), "logit": read(of.logit), "log": read(of.log), "check": check}
-    at["doubt"] = lambda output: of.doubt(output[:, step])
-    return replace(of, name=f"{of.name} at step {step}", one_logit=False, **at)
+    reads = {name: at(getattr(of, name)) for name in ("value", "logit", "log", "check", "doubt")}
+    return replace(of, name=f"{of.name} at step {step}", one_logit=False, **reads)
 
 
 def named(score: "Score | str | Read") -> Score:
@@ -209,21 +204,19 @@ def _column(output: Tensor, targets: Tensor) -> Tensor:
 
 def _check_softmax(logits: Any, targets: Tensor) -> None:
     expected = 'logits (N, K); sk.wrap picks them out of an output, score="value" takes others'
-    shaped = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(targets)
-    require(shaped, "model", f"output {_shape(logits)} for {len(targets)} clips", expected)
-    classes = logits.shape[1]
+    _check_shape(logits, targets, (2,), expected)
     one = "one logit per clip, of which the softmax is always 1"
     remedy = 'score="sigmoid" for a yes-no head, score="value" for a regression'
-    require(classes > 1, "model", one, remedy)
+    require(logits.shape[1] > 1, "model", one, remedy)
     sums = logits.detach().sum(1)
     rounding = 1e-4 if logits.dtype.itemsize >= 4 else 1e-2
     simplex = logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=rounding)
-    remedy = 'logits, or score="value"'
-    require(not simplex, "model", "probabilities (rows sum to 1)", remedy)
-    _check_targets(targets, classes, "classes")
+    given, remedy = "probabilities (rows sum to 1)", 'logits, or score="value"'
+    require(not simplex, "model", given, remedy)
+    _check_targets(targets, logits.shape[1], "classes")
 
 
-def _doubt_softmax(logits: Tensor) -> None:
+def _doubt_softmax(logits: Tensor, targets: Tensor) -> None:
     if logits.min() >= 0 and logits.max() <= 1:
         warn(
             "model: for a clip and for ten times its contrast, all outputs lie between 0 and 1 and "
@@ -233,20 +226,22 @@ def _doubt_softmax(logits: Tensor) -> None:
 
 
 def _check_column(output: Any, targets: Tensor) -> None:
-    shaped = isinstance(output, Tensor) and output.ndim in (1, 2) and len(output) == len(targets)
-    given = f"output {_shape(output)} for {len(targets)} clips"
-    require(shaped, "model", given, "numbers (N, K) or (N,), or a score that reads them")
+    expected = "numbers (N, K) or (N,), or a score that reads them"
+    _check_shape(output, targets, (1, 2), expected)
     _check_targets(targets, 1 if output.ndim == 1 else output.shape[1], "outputs")
 
 
+def _check_shape(output: Any, targets: Tensor, axes: tuple[int, ...], expected: str) -> None:
+    """Raise unless ``output`` is a tensor of so many axes, with one entry for each clip."""
+    given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    fits = isinstance(output, Tensor) and output.ndim in axes and len(output) == len(targets)
+    require(fits, "model", f"output {given} for {len(targets)} clips", expected)
+
+
 def _check_targets(targets: Tensor, number: int, what: str) -> None:
-    high = int(targets.max())  # none is negative: checks.targets
+    high = int(targets.max())  # none is negative: _checks.targets
     expected = f"{what} 0..{number - 1}" if number > 1 else f"0, the only one of the {what}"
     require(high < number, "targets", high, expected)
-
-
-def _shape(output: Any) -> str:
-    return f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
 
 
 PROBABILITY = Score(

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from stepkit._checks import model as check_model
 from stepkit._checks import require
 from stepkit.clips import MEAN, STD, mean_std
+
+__all__ = ["Wrapped", "wrap"]
 
 
 def wrap(
@@ -49,16 +52,16 @@ def wrap(
     >>> wrap(half)(torch.zeros(1, 3, 8, 48, 48)).dtype
     torch.float32
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_model(model)
     twice = isinstance(model, Wrapped)
     require(not twice, "model", "one that is wrapped already", "the network itself, its .model")
     if isinstance(layout, str):
         fits = sorted(layout) == sorted("NCTHW")
         require(fits, "layout", repr(layout), "an order of the letters N, C, T, H and W")
     elif not callable(layout):
-        counts = [isinstance(n, int) and n >= 1 for n in layout] if _is_list(layout) else []
-        require(bool(counts) and all(counts), "layout", layout, "a number of at least 1 a pathway")
+        counts = layout if isinstance(layout, list | tuple) else ()
+        fits = counts and all(isinstance(n, int) and n >= 1 for n in counts)
+        require(fits, "layout", layout, "a number of at least 1 a pathway")
     return Wrapped(model, layout, output, normalise)
 
 
@@ -68,24 +71,20 @@ class Wrapped(nn.Module):
     def __init__(self, model: nn.Module, layout, output, normalise):
         super().__init__()
         self.model, self.layout, self.output = model, layout, output
-        self.constants = mean_std(normalise)
+        mean, std = mean_std(normalise)
+        self.scale = [ours / own for ours, own in zip(STD, std, strict=True)]
+        self.shift = [(ours - own) / s for ours, own, s in zip(MEAN, mean, std, strict=True)]
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map clips (N, 3, T, H, W) to float32, (N, K) for a classifier."""
-        clips = clips.clone()  # a network may write into what it is given
-        if self.constants != (MEAN, STD):
-            (mean, std), shape = self.constants, (3, 1, 1, 1)
-            rgb = clips * clips.new_tensor(STD).view(shape) + clips.new_tensor(MEAN).view(shape)
-            clips = (rgb - clips.new_tensor(mean).view(shape)) / clips.new_tensor(std).view(shape)
-        found = self.picked(self.model(self.arranged(clips.to(self.precision()))))
-        return found.float() if isinstance(found, Tensor) else found
-
-    def precision(self) -> torch.dtype:
-        """Return the type of the network's numbers."""
+        scale, shift = (clips.new_tensor(v).view(3, 1, 1, 1) for v in (self.scale, self.shift))
+        clips = clips * scale + shift  # also a copy: a network may write into what it is given
         floats = (values.dtype for values in self.model.parameters() if values.is_floating_point())
-        return next(floats, torch.float32)
+        clips = clips.to(next(floats, torch.float32))
+        picked = self._pick(self.model(self._arrange(clips)))
+        return picked.float() if isinstance(picked, Tensor) else picked
 
-    def arranged(self, clips: Tensor):
+    def _arrange(self, clips: Tensor):
         """Return the clips as the network takes them."""
         if callable(self.layout):
             return self.layout(clips)
@@ -95,30 +94,22 @@ class Wrapped(nn.Module):
         chosen = [torch.linspace(0, last, max(1, (last + 1) // n)).long() for n in self.layout]
         return [clips[:, :, frames.to(clips.device)] for frames in chosen]
 
-    def picked(self, found):
-        """Return the part of what the network gave that is to be explained."""
-        if callable(self.output):
-            return self.output(found)
+    def _pick(self, returned):
+        """Return the part of what the network returned that is to be explained."""
         name = self.output
-        if name == "logits" and isinstance(found, Tensor):
-            return found
-        if name == "logits" and type(found) in (tuple, list):
-            name = 0
-        given = f"{name!r}, of a network that returns a tensor"
-        require(not isinstance(found, Tensor), "output", given, '"logits", or a function')
-        if isinstance(name, str) and hasattr(found, name):
-            return getattr(found, name)
+        if callable(name):
+            return name(returned)
+        if isinstance(returned, Tensor):
+            given = f"{name!r}, of a network that returns a tensor"
+            require(name == "logits", "output", given, '"logits", or a function')
+            return returned
+        if name == "logits" and type(returned) in (tuple, list):
+            return returned[0]
+        if isinstance(name, str) and hasattr(returned, name):
+            return getattr(returned, name)
         try:
-            return found[name]
+            return returned[name]
         except (KeyError, IndexError, TypeError):
-            given = f"{self.output!r}, which {_about(found)} does not hold"
+            parts = list(returned)[:8] if hasattr(returned, "keys") else type(returned).__name__
+            given = f"{name!r}, which {parts} does not hold"
             require(False, "output", given, "the name or number of a part, or a function")
-
-
-def _is_list(given) -> bool:
-    return isinstance(given, list | tuple)
-
-
-def _about(found) -> str:
-    keys = list(found)[:8] if hasattr(found, "keys") else f"{type(found).__name__}"
-    return f"{keys}"
