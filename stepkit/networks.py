@@ -163,6 +163,7 @@ class R2Plus1DNarrow(nn.Module):
     def __init__(self, num_classes: int, width: int = 8):
         super().__init__()
         block, conv = video_resnet.BasicBlock, video_resnet.Conv2Plus1D
+        past = partial(_shortcut, nn.Conv3d, nn.BatchNorm3d)
         self.stem = nn.Sequential(
             nn.Conv3d(3, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
             nn.BatchNorm3d(width),
@@ -172,8 +173,8 @@ class R2Plus1DNarrow(nn.Module):
             nn.ReLU(),
         )
         self.layer1 = block(width, width, conv)
-        self.layer2 = block(width, 2 * width, conv, 2, _shortcut(width, 2 * width))
-        self.layer3 = block(2 * width, 4 * width, conv, 2, _shortcut(2 * width, 4 * width))
+        self.layer2 = block(width, 2 * width, conv, 2, past(width))
+        self.layer3 = block(2 * width, 4 * width, conv, 2, past(2 * width))
         self.fc = nn.Linear(4 * width, num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -182,10 +183,9 @@ class R2Plus1DNarrow(nn.Module):
         return self.fc(features.mean((2, 3, 4)))
 
 
-def _shortcut(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm3d(outputs)
-    )
+def _shortcut(conv: type[nn.Module], norm: type[nn.Module], inputs: int) -> nn.Sequential:
+    """Return the way past a block that halves the size and doubles the channels."""
+    return nn.Sequential(conv(inputs, 2 * inputs, 1, 2, bias=False), norm(2 * inputs))
 
 
 class DetachedLSTM(nn.Module):
@@ -225,9 +225,7 @@ class ResNetLSTM(nn.Module):
 
     cam_layer = "cnn.layer3"  # conv4, 7×7 cells per frame at 112×112
 
-    def __init__(
-        self, num_classes: int, variant: str = "printed", pretrained: str | None = None, **sizes
-    ):
+    def __init__(self, num_classes: int, variant: str = "printed", pretrained: str | None = None):
         super().__init__()
         one_of("variant", variant, ("printed", "released"))
         self.variant = variant
@@ -274,7 +272,6 @@ class ResNetLSTMNarrow(ResNetLSTM):
     @staticmethod
     def backbone(pretrained: str | None, width: int = 12) -> tuple[nn.Module, int]:
         """Return a narrow ResNet whose last stage keeps 6×6 cells of a 48×48 frame."""
-        require(pretrained is None, "weights", pretrained, "a .safetensors file or None")
         return NarrowResNet(width), 16 * 4 * width
 
 
@@ -287,18 +284,13 @@ class NarrowResNet(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-
-        def down(inputs):
-            return nn.Sequential(
-                nn.Conv2d(inputs, 2 * inputs, 1, 2, bias=False), nn.BatchNorm2d(2 * inputs)
-            )
-
+        past = partial(_shortcut, nn.Conv2d, nn.BatchNorm2d)
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
         self.layer1 = resnet.BasicBlock(width, width)
-        self.layer2 = resnet.BasicBlock(width, 2 * width, 2, down(width))
-        self.layer3 = resnet.BasicBlock(2 * width, 4 * width, 2, down(2 * width))
+        self.layer2 = resnet.BasicBlock(width, 2 * width, 2, past(width))
+        self.layer3 = resnet.BasicBlock(2 * width, 4 * width, 2, past(2 * width))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames (N, 3, H, W) to features (N, 16·4·width)."""

@@ -14,6 +14,8 @@ from torchvision.models.video.resnet import Conv2Plus1D, R2Plus1dStem
 from stepkit._checks import one_of, require
 from stepkit.models import device_of
 
+__all__ = ["has_bfloat16", "prepare"]
+
 TILE = 32  # channels that a matrix unit takes at once, in bfloat16
 _FOLDABLE = (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d)
 

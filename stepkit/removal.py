@@ -27,7 +27,21 @@ from torch.nn import functional as F
 from stepkit import _kernels
 from stepkit._checks import clips as check_clips
 from stepkit._checks import one_of, require, tensor
-from stepkit.clips import MEAN, STD
+from stepkit.clips import in_proportion, normalise, unnormalise
+
+__all__ = [
+    "Removal",
+    "black",
+    "blur",
+    "constant",
+    "fade",
+    "gaussian_blur",
+    "gaussian_matrix",
+    "mean",
+    "named",
+    "read",
+    "remove_at_random",
+]
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,8 @@ class Removal:
         single = mask.ndim == 4
         mask = tensor("mask", mask[:, None] if single else mask, "(N, A, T, H, W)")
         fits = mask.shape[0] == clips.shape[0] and mask.shape[2:] == clips.shape[2:]
-        require(
-            fits, "mask", f"shape {tuple(mask.shape)}", f"the frames of clips {tuple(clips.shape)}"
-        )
+        expected = f"the frames of clips {tuple(clips.shape)}"
+        require(fits, "mask", f"shape {tuple(mask.shape)}", expected)
         low, high = mask.aminmax()
         require(low >= 0 and high <= 1, "mask", f"values {low:.3g}..{high:.3g}", "values in [0, 1]")
         kept = read(self.ladder(clips), mask)
@@ -97,8 +110,6 @@ def read(ladder: Tensor, mask: Tensor) -> Tensor:
     if _kernels.usable(ladder, mask) and not ladder.requires_grad:
         return _kernels.read(ladder, mask)
     height = mask[:, :, None] * steps  # (N, A, 1, T, H, W)
-    if steps == 1:
-        return ladder[:, :1] + height * (ladder[:, 1:] - ladder[:, :1])
     # NaN, from a model gone wrong, must not become an index; it stays in ``height``
     rung = height.detach().floor().clamp_(0, steps - 1).nan_to_num_()
     index = rung.long().expand(-1, -1, ladder.shape[2], -1, -1, -1)
@@ -124,7 +135,7 @@ def blur(levels: int = 8, sigma: float | None = None) -> Removal:
     require(sigma is None or sigma > 0, "sigma", sigma, "a positive number of pixels")
 
     def ladder(clips: Tensor) -> Tensor:
-        strongest = 20 * min(clips.shape[-2:]) / 112 if sigma is None else sigma
+        strongest = in_proportion(20, clips.shape) if sigma is None else sigma
         rungs = [gaussian_blur(clips, strongest * (1 - i / (levels - 1))) for i in range(levels)]
         return torch.stack(rungs, 1)
 
@@ -134,14 +145,12 @@ def blur(levels: int = 8, sigma: float | None = None) -> Removal:
 def constant(rgb) -> Removal:
     """Fade to one colour, ``rgb`` in [0, 1]."""
     rgb = [float(value) for value in rgb]
-    require(
-        len(rgb) == 3 and all(0 <= value <= 1 for value in rgb), "rgb", rgb, "3 values in [0, 1]"
-    )
+    fits = len(rgb) == 3 and all(0 <= value <= 1 for value in rgb)
+    require(fits, "rgb", rgb, "3 values in [0, 1]")
 
     def ladder(clips: Tensor) -> Tensor:
-        shape = (1, 3, 1, 1, 1)
-        value = (clips.new_tensor(rgb) - clips.new_tensor(MEAN)) / clips.new_tensor(STD)
-        return torch.stack([value.view(shape).expand_as(clips), clips], 1)
+        colour = normalise(clips.new_tensor(rgb).view(3, 1, 1, 1))
+        return torch.stack([colour.expand_as(clips), clips], 1)
 
     return Removal(f"constant({', '.join(f'{value:.6g}' for value in rgb)})", ladder)
 
@@ -158,9 +167,9 @@ def black() -> Removal:
 
 def mean(clips: Tensor) -> Removal:
     """Fade to the mean colour of ``clips`` (N, 3, T, H, W): §IV-A, "mean of the training data"."""
-    average = check_clips(clips).mean((0, 2, 3, 4))
-    rgb = (average * average.new_tensor(STD) + average.new_tensor(MEAN)).clamp(0, 1)
-    return Removal(f"mean of {len(clips)} clips: {constant(rgb).name}", constant(rgb).ladder)
+    average = check_clips(clips).mean((0, 2, 3, 4), keepdim=True)
+    colour = constant(unnormalise(average).flatten())
+    return Removal(f"mean of {len(clips)} clips: {colour.name}", colour.ladder)
 
 
 def named(removal: str | Removal) -> Removal:
@@ -186,9 +195,8 @@ def remove_at_random(
     noise = torch.randn(len(chosen), 1, 3, 6, 6, generator=generator)
     noise = F.interpolate(noise, clips.shape[2:], mode="trilinear", align_corners=True)[:, 0]
     kept = torch.empty(len(chosen)).uniform_(0.2, 0.9, generator=generator)
-    level = torch.stack(
-        [field.quantile(1 - q) for field, q in zip(noise.flatten(1), kept, strict=True)]
-    )
+    fields = zip(noise.flatten(1), kept, strict=True)
+    level = torch.stack([field.quantile(1 - q) for field, q in fields])
     mask = (noise > level[:, None, None, None]).float()
     mask = gaussian_blur(mask, 0.02 * min(clips.shape[-2:])).clamp(0, 1).to(clips.device)
     clips = clips.clone()
@@ -207,9 +215,8 @@ def gaussian_blur(
     """
     if sigma == 0:
         return frames
-    rows, columns = (
-        gaussian_matrix(length, sigma, edge, reach).to(frames) for length in frames.shape[-2:]
-    )
+    sides = frames.shape[-2:]
+    rows, columns = (gaussian_matrix(side, sigma, edge, reach).to(frames) for side in sides)
     return rows @ frames @ columns.T
 
 
