@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stepkit._checks import one_of, require
 from stepkit.attribution._methods import Work, method
+from stepkit.clips import in_proportion
 from stepkit.models.scores import Score
 from stepkit.removal import gaussian_blur, named
 
@@ -163,7 +164,7 @@ def blur_path_gradient(
 ) -> Tensor:
     """Eq. 27, signed and per colour, (N, 3, T, H, W); its sum approaches Φ_c(blurred) − Φ_c(X)."""
     _check_count("steps", steps)
-    strongest = 50 * min(clips.shape[-2:]) / 112 if sigma_max is None else sigma_max
+    strongest = in_proportion(50, clips.shape) if sigma_max is None else sigma_max
     require(strongest > 0, "sigma_max", sigma_max, "a positive number of pixels")
     reach = math.ceil(4 * strongest)
 

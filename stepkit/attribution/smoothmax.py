@@ -18,6 +18,7 @@ from torch.utils._triton import has_triton
 
 from stepkit import _kernels
 from stepkit._checks import one_of, require
+from stepkit.clips import in_proportion
 
 SHARPNESS = 20.0  # of the smooth max
 TIE = 1e-5  # mask values closer than this are equal
@@ -55,7 +56,7 @@ class MaskGeometry:
     @classmethod
     def scaled(cls, height: int, width: int) -> "MaskGeometry":
         """Return the paper's geometry, in proportion to the frame's shorter side."""
-        scale = min(height, width) / 112
+        scale = in_proportion(1, (height, width))
         return cls(height, width, max(1, round(7 * scale)), max(1, round(11 * scale)))
 
     @property

@@ -34,6 +34,7 @@ from stepkit.attribution.smoothmax import (
     kernel_length,
     random_masks,
 )
+from stepkit.clips import in_proportion
 from stepkit.models import batch_that_fits, check_model, device_of, frozen, precision_of, uncompiled
 from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score
@@ -249,7 +250,7 @@ class StepResult:
 
 def heatmap(masks: Tensor) -> Tensor:
     """Turn masks (N, A, T, H, W) into one attribution map (N, T, H, W): sum, then blur (§V-A.3)."""
-    return gaussian_blur(masks.sum(1), 10 * min(masks.shape[-2:]) / 112, edge="reflect")
+    return gaussian_blur(masks.sum(1), in_proportion(10, masks.shape), edge="reflect")
 
 
 def step(
@@ -448,7 +449,7 @@ def _settings(preset: str, options: dict, size) -> Settings:
     chosen = replace(PRESETS[preset], **options)
     frames, height, width = size
     scaled = MaskGeometry.scaled(height, width)
-    size = min(height, width, max(5, round(11 * min(height, width) / 112)))
+    size = min(height, width, max(5, round(in_proportion(11, size))))
     implied = {
         "kernel_length": kernel_length(8, frames),
         "kernel_size": size - (size + 1) % 2,  # odd: an even ellipsoid has no poles

@@ -33,6 +33,7 @@ from stepkit._checks import clips as check_clips
 from stepkit._checks import one_of, require, tensor, warn
 from stepkit._checks import targets as check_targets
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
+from stepkit.clips import in_proportion
 from stepkit.data import Batch
 from stepkit.metrics._metric import metric
 from stepkit.metrics.pointing import relevance_mass
@@ -305,7 +306,7 @@ def _units(
     one_of("segments_per", segments_per, ("frame", "clip"))
     size = clips.shape[2:]
     if patch is None:  # the paper's, 7 pixels at 112
-        patch = max(1, round(7 * min(size[1:]) / 112))
+        patch = max(1, round(in_proportion(7, size)))
     squares = patches(size, 1 if unit == "pixel" else patch)
     if unit != "superpixel":
         return [squares] * len(clips)

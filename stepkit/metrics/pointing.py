@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stepkit._checks import one_of, require, tensor, warn
+from stepkit.clips import in_proportion
 from stepkit.data import Batch
 from stepkit.metrics._metric import metric
 
@@ -174,7 +175,7 @@ def _pointed(maps: Tensor, boxes, radius: float | None, shape: str) -> Pointing:
     one_of("shape", shape, ("circle", "square"))
     tensor("maps", maps, "(N, T, H, W)")
     N, T, H, W = maps.shape
-    radius = 7 * min(H, W) / 112 if radius is None else radius
+    radius = in_proportion(7, (H, W)) if radius is None else radius
     number = isinstance(radius, (int, float)) and not isinstance(radius, bool)
     require(number and 0 <= radius < math.inf, "radius", radius, "pixels, at least 0")
     found, counts = _gathered(boxes, N, T)  # (B, 4), (N·T,)
