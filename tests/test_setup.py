@@ -138,7 +138,8 @@ def test_import_needs_no_home_no_writable_folder_no_installation_and_no_name(tmp
     assert done.stderr == ""
     marks, version = done.stdout.splitlines()
     assert marks == f"{package}/__init__.py [0.0, 0.0, 1.0, 1.0]"
-    made = json.loads((tmp_path / "run" / "figures" / "empty.json").read_text())
+    (told,) = (tmp_path / "run" / "figures").rglob("empty.json")
+    made = json.loads(told.read_text())
     assert version == made["versions"]["stepkit"] == stepkit.__version__
 
 
