@@ -120,7 +120,7 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["one module", "in place"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "lrp"])
 def test_a_relu_for_two_branches_does_as_two(method, form):
     x = clips()
     two = attribute(method, Branches("two modules"), x, 1)

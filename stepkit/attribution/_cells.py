@@ -23,7 +23,6 @@ LAYOUTS = (  # the axes that lie behind each axis of an output; with three of th
     *("n k t h w", "n t h w k", "nt k h w", "nt h w k"),
     *("n thw k", "n hwt k", "nt hw k", "nhw t k"),
 )
-ORDERS = ("thw", "hwt")  # of tokens
 CLEAR = 0.05  # (late − early)/(late + early) of what a change of the late half changes, at least
 
 
@@ -42,10 +41,11 @@ class Reading:
 
     def fits(self, shape: Sequence[int], n: int) -> bool:
         """Tell whether an output has this shape; a token more in each row is a class token."""
+        pairs = zip(self.lengths(n), shape, strict=False)
         spare = [0, len(shape) == 3, 0, 0, 0]
         return all(
-            want in (None, length, length - more)
-            for want, length, more in zip(self.lengths(n), shape, spare, strict=False)
+            w is None or length - w in (0, more)
+            for (w, length), more in zip(pairs, spare, strict=False)
         )
 
     def order(self) -> str:
@@ -111,10 +111,8 @@ def _keep(kept: list[Tensor], output):
         if kept and first.requires_grad:
             asked = {"allow_unused": True, "retain_graph": True}
             again = any(s is not None for s in torch.autograd.grad(first.sum(), kept, **asked))
-            given = "one that runs again on what it gave before"
-            require(
-                not again, "layer", given, "one that runs once, or once for each part of a clip"
-            )
+            given, expected = "one that runs again on what it gave before", "one that runs once"
+            require(not again, "layer", given, f"{expected}, or once for each part of a clip")
         kept.append(first.detach().requires_grad_(torch.is_grad_enabled()))
         first = kept[-1].clone()
     made = getattr(output, "_make", tuple)  # a named tuple stays one
@@ -163,7 +161,7 @@ def readings(shape, n: int, size, grid=None, seen=(), order=None, calls: int = 1
     shape, tokens = tuple(shape), len(shape) == 3
     whole = grid is None or (len(grid) == 3 and all(isinstance(i, int) and i > 0 for i in grid))
     require(whole, "grid", grid, "three numbers (T', H', W')")
-    one_of("grid_order", order, (None, *ORDERS))
+    one_of("grid_order", order, (None, "thw", "hwt"))
     layouts = [layout for layout in LAYOUTS if len(layout.split()) == len(shape)]
     if tokens and order:
         layouts = [layout for layout in layouts if order in layout.replace(" ", "")]

@@ -121,14 +121,14 @@ class Rules(Redirect):
         return _with(op(n, weight, bias), *parts)
 
     def scaled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return x·weight + bias, with the parts of x: what takes may add by a negative weight."""
-        z, (up, down), (more, less) = x * weight + bias, self.parts(x), _signs(weight)
-        return self.biased(z, up * more + down * less, up * less + down * more, bias)
+        """Return x·weight + bias, with the parts of x: what takes may add by a negative weight.
 
-    def biased(self, z: Tensor, up: Tensor, down: Tensor, bias: Tensor) -> Tensor:
-        """Give a sum its parts; the bias is a child as well, if not excitatory."""
+        The bias is a child as well, if not excitatory.
+        """
+        (up, down), (more, less) = self.parts(x), _signs(weight)
         over, under = _signs(0 * bias if self.excitatory else bias)
-        return _with(z, up + over, down + under)
+        up, down = up * more + down * less + over, up * less + down * more + under
+        return _with(x * weight + bias, up, down)
 
 
 def _signals(*given) -> list[Tensor]:
@@ -224,7 +224,7 @@ def _add(rules: Rules, function, x, y, alpha=1):
     x, bias = (x, y) if _signals(x) else (y, x)
     if not rules.excitatory and not hasattr(x, "_parts"):
         return x + bias
-    return rules.biased(x + bias, *rules.parts(x), torch.as_tensor(bias))
+    return rules.scaled(x, torch.ones(()), torch.as_tensor(bias))
 
 
 def _mul(rules: Rules, function, x, y):

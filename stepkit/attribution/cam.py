@@ -47,9 +47,10 @@ def cam(model, clips, targets, work, *, layer=None, grid=None, grid_order=None) 
     activation, logits, _ = _looked_at(model, clips, targets, work, layer, grid, grid_order)
     require(logits.ndim == 2, "model", f"output {tuple(logits.shape)}", "logits (N, K), for CAM")
     pooled = activation.mean((2, 3, 4))
+    exact = all(values.dtype.itemsize >= 4 for values in model.parameters())
     for weight, bias in _linear_maps(model, pooled.shape[1], logits.shape[1]):
         again = F.linear(pooled, weight)
-        rounding = (1e-3 if _exact(model) else 2e-2) * float(again.abs().max())
+        rounding = (1e-3 if exact else 2e-2) * float(again.abs().max())
         again = again if bias is None else again + bias
         if torch.allclose(again, logits, rtol=0, atol=rounding):
             found = torch.einsum("nk,nkthw->nthw", weight[targets], activation)
@@ -165,10 +166,6 @@ def upsample(maps: Tensor, size) -> Tensor:
 def _at_least_float32(values: Tensor) -> Tensor:
     """Sums over a clip lose too much in bfloat16, in which a prepared model may compute."""
     return values.float() if values.dtype.itemsize < 4 else values
-
-
-def _exact(model: nn.Module) -> bool:
-    return all(values.dtype.itemsize >= 4 for values in model.parameters())
 
 
 def _looked_at(model, clips: Tensor, targets: Tensor, work, layer, grid, grid_order):

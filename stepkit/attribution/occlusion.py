@@ -25,11 +25,7 @@ _method = partial(method, family="perturbation")
 
 
 @_method(
-    "occlusion",
-    order=17,
-    label="Occlusion",
-    source="Zeiler 2014",
-    resolution="window, slid by half of it",
+    "occlusion", order=17, label="Occlusion", source="Zeiler 2014", resolution="window, half of it"
 )
 @torch.no_grad()
 def occlusion(model, clips, targets, work, *, window=None, stride=None, removal="fade") -> Tensor:

@@ -1,5 +1,7 @@
 """XRAI: regions, ranked by how much attribution they bring (paper §V-B, ref. 34)."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,18 +12,12 @@ from stepkit.attribution.gradients import path_gradient
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
 from stepkit.removal import constant
 
+_method = partial(method, family="gradient", needs_gradient=True)
+
 LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 voxels, released
 
 
-@method(
-    "xrai",
-    order=11,
-    label="XRAI",
-    family="gradient",
-    source="§V-B; Kapishnikov 2019",
-    resolution="supervoxel",
-    needs_gradient=True,
-)
+@_method("xrai", order=11, label="XRAI", source="§V-B; Kapishnikov 2019", resolution="supervoxel")
 def xrai(
     model, clips, targets, work, *, segments=(50, 100, 150, 250, 500, 1200), steps=50
 ) -> Tensor:
@@ -79,29 +75,22 @@ def rank_regions(attribution: np.ndarray, labels: list[np.ndarray]) -> np.ndarra
         float64 (T, H, W).
     """
     values = attribution.ravel()
-    flat = [scale.ravel() for scale in labels]
-    counts = [np.bincount(scale) for scale in flat]
-    first = np.cumsum([0, *(len(count) for count in counts)])  # of each scale's regions
-    regions = [r for scale, count in zip(flat, counts, strict=True) for r in _members(scale, count)]
-    sums = np.concatenate([np.bincount(scale, values) for scale in flat])
-    left = np.concatenate(counts)  # voxels not covered yet, per region
+    flat = np.stack([scale.ravel() for scale in labels])
+    flat = flat + np.cumsum([0, *flat.max(1)[:-1] + 1])[:, None]  # a number for each region
+    left = np.bincount(flat.ravel())  # voxels not covered yet
+    sums = np.bincount(flat.ravel(), np.tile(values, len(flat)))
+    voxels = flat.argsort(axis=None, kind="stable") % values.size
+    regions = np.split(voxels, left.cumsum()[:-1])
     least = max(1, round(LEAST * values.size))
     found, covered = np.empty_like(values), np.zeros(values.size, bool)
-    while True:
+    while (left >= least).any():
         gain = np.where(left >= least, sums / np.maximum(left, 1), -np.inf)
         best = int(gain.argmax())
-        if gain[best] == -np.inf:
-            break
         new = regions[best][~covered[regions[best]]]
         found[new], covered[new] = gain[best], True
-        for scale, start, end in zip(flat, first, first[1:], strict=False):
-            left[start:end] -= np.bincount(scale[new], minlength=end - start)
-            sums[start:end] -= np.bincount(scale[new], values[new], minlength=end - start)
+        gone = flat[:, new].ravel()
+        left -= np.bincount(gone, minlength=len(left))
+        sums -= np.bincount(gone, np.tile(values[new], len(flat)), minlength=len(left))
     if not covered.all():
         found[~covered] = values[~covered].mean()
     return found.reshape(attribution.shape)
-
-
-def _members(labels: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """Return the voxels of each label."""
-    return np.split(labels.argsort(kind="stable"), counts.cumsum()[:-1])
