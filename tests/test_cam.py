@@ -13,7 +13,7 @@ from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from stepkit import attribute, load_model
-from stepkit.attribution._cells import readings, watched
+from stepkit.attribution._cells import readings, record_layer
 from stepkit.attribution.cam import upsample
 from stepkit.models import find_layer
 
@@ -191,7 +191,7 @@ def test_up_sampling_equals_its_literal_twin():
 def test_where_cam_applies_grad_cam_is_its_positive_part(model):
     # ∂logit/∂A is then w over the number of cells, everywhere
     x = clips()
-    with watched(model, len(x)) as seen, torch.no_grad():
+    with record_layer(model, len(x)) as seen, torch.no_grad():
         model(x)
     kept = seen.kept
     count = kept[0][0, 0].numel()
@@ -359,7 +359,7 @@ def test_the_last_block_of_an_mvit_is_refused_for_only_its_class_token_is_read()
 def test_swin_is_looked_at_with_its_channels_last(method):
     torch.manual_seed(0)
     model, x = small_swin(), clips(2, 4, 32, 40)
-    with watched(model, len(x), "norm") as seen, torch.no_grad():
+    with record_layer(model, len(x), "norm") as seen, torch.no_grad():
         model(x)
     kept = seen.kept
     assert kept[0].shape == (2, 2, 4, 5, 32)
@@ -384,7 +384,7 @@ def s3d(pool):
 
 def test_cam_finds_a_classifier_that_is_a_convolution():
     model, x = s3d((2, 2, 2)), clips(1, 16, 64, 64)
-    with watched(model, len(x)) as seen, torch.no_grad():
+    with record_layer(model, len(x)) as seen, torch.no_grad():
         model(x)
     kept = seen.kept
     weight = model.classifier[1].weight.flatten(1).detach()

@@ -69,7 +69,7 @@ class Reading:
 
 
 @dataclass
-class Watched:
+class LayerRecord:
     """What a layer puts out, call by call; and the grids of the convolutions that run."""
 
     kept: list[Tensor] = field(default_factory=list)  # of a tuple, the first
@@ -77,12 +77,12 @@ class Watched:
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module, n: int, layer: str | None = None):
-    """Watch a layer (see `stepkit.models.find_layer`) while n clips pass; yields `Watched`.
+def record_layer(model: nn.Module, n: int, layer: str | None = None):
+    """Watch a layer (see `stepkit.models.find_layer`) while n clips pass; yields a `LayerRecord`.
 
     Gradients, if on, begin at what is kept.
     """
-    seen, thread = Watched(), threading.get_ident()
+    seen, thread = LayerRecord(), threading.get_ident()
 
     def look(do, _, __, output):
         if thread == threading.get_ident():  # others may explain the same model at the same time
@@ -123,7 +123,12 @@ def _keep(kept: list[Tensor], output):
 
 
 def reader(
-    model: nn.Module, layer: str | None, clips: Tensor, seen: Watched, grid=None, grid_order=None
+    model: nn.Module,
+    layer: str | None,
+    clips: Tensor,
+    seen: LayerRecord,
+    grid=None,
+    grid_order=None,
 ) -> Callable[[Iterable[Tensor]], Tensor]:
     """Return what brings the layer's outputs for ``clips``, or their gradients, to their place.
 
@@ -169,7 +174,7 @@ def readings(shape, n: int, size, grid=None, seen=(), order=None, calls: int = 1
     fits = bool(layouts) and shape[0] % n == 0 and (len(shape) < 5 or shape[0] == n)
     require(fits, "layer", f"output {shape}", expected)
 
-    def fitting(grids) -> list[Reading]:
+    def that_fit(grids) -> list[Reading]:
         fit = [r for cells in grids for lay in layouts if (r := Reading(lay, cells)).fits(shape, n)]
         return [*{(r.cells, r.order()): r for r in reversed(fit)}.values()][::-1]
 
@@ -184,7 +189,7 @@ def readings(shape, n: int, size, grid=None, seen=(), order=None, calls: int = 1
         own = folded if len(shape) == 4 else [shape[2:], shape[1:4]]
         stages = [[cells for cells in own if cells in even], own]
     for grids in stages:
-        found = fitting(grids)
+        found = that_fit(grids)
         told = sorted({reading.cells for reading in found})
         if len(told) == 1 or (told and not tokens):
             return found
@@ -209,7 +214,7 @@ def _even_grids(size, tokens: bool) -> set[tuple[int, int, int]]:
 
 @torch.no_grad()
 def _outputs(model, layer: str | None, clips: Tensor) -> list[Tensor]:
-    with watched(model, len(clips), layer) as seen:
+    with record_layer(model, len(clips), layer) as seen:
         model(clips)
     return [values.float() for values in seen.kept]
 

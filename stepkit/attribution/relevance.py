@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stepkit._checks import require
-from stepkit.attribution._cells import reader, watched
+from stepkit.attribution._cells import reader, record_layer
 from stepkit.attribution._methods import method
 from stepkit.attribution._rules import Rules, relevance
 from stepkit.attribution.cam import upsample
@@ -59,7 +59,7 @@ def excitation_backprop(model, clips, targets, work, *, layer=None) -> Tensor:
     """
     _check_score(work.score)
     rules, clips = Rules(keep=0, excitatory=True), clips.detach()
-    with watched(model, len(clips), layer) as seen, torch.enable_grad(), rules:
+    with record_layer(model, len(clips), layer) as seen, torch.enable_grad(), rules:
         output = model(clips)
     arranged = reader(model, layer, clips, seen)
     won = relevance(rules.score(output, targets, work.score), seen.kept, "layer")
