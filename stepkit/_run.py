@@ -56,7 +56,8 @@ class Run:
 
     def __post_init__(self):
         bring(self.extra)
-        self.models, self.datasets = by_name(self.models), by_name(self.datasets)
+        for kind in ("models", "datasets", "methods", "metrics"):
+            setattr(self, kind, by_name(getattr(self, kind)))
 
     def __getstate__(self):
         return self.__dict__ | {"made": {}}  # a worker makes its own
@@ -74,13 +75,13 @@ class Run:
 
     def dataset(self, name: str, split: str = "test", n: int | None = None):
         """Return one split of a dataset; ``n`` counts generated clips."""
-        given = self.datasets.get(name, name)
+        given, options = self.datasets.get(name, (name, {}))
         if _is_ready(given):
             told = f"dataset {name!r}, which has no part {split!r}"
             require(split == "test", "models", told, "networks that are trained already")
             return as_dataset(given, name)
         sizes = {"train": self.train_clips, "val": 120, "test": self.clips}
-        where = {"data": self.data, "parts": self.parts, "seed": self.seed}
+        where = {"data": self.data, "parts": self.parts, "seed": self.seed} | options
         clips = {"frames": self.frames, "size": self.size, "n": n or sizes[split]}
         return load_dataset(given, split, **clips, **where)
 
@@ -115,7 +116,7 @@ class Run:
         name = dataset or self.first("datasets")
 
         def colour():
-            if _is_ready(self.datasets.get(name, name)):
+            if _is_ready(self.datasets.get(name, [name])[0]):
                 return removal.mean(self.batch(name).clips)
             return removal.mean(batch(Drawn(self.dataset(name, "train"), 64, self.seed)).clips)
 
@@ -131,33 +132,26 @@ class Run:
         ``model`` may end in "_unperturbed": trained without removal as augmentation. By the paper's
         recipe all models are. A network of one's own is returned as it is.
         """
-        given = self.models.get(model, model)
+        given, own = self.models.get(model, (model, {}))
         if isinstance(given, nn.Module):
             return given, None, "given"
-        if self.recipe.get("like") == "paper":
+        own = self.recipe | own
+        if own.get("like") == "paper":
             given = given.removesuffix(UNPERTURBED)
-        return self._once("fit", given, dataset, make=lambda: self._fit(given, dataset))
+        return self._once(
+            "fit", given, dataset, repr(own), make=lambda: self._fit(given, dataset, own)
+        )
 
-    def _fit(self, model: str, dataset: str) -> tuple:
+    def _fit(self, model: str, dataset: str, own: dict) -> tuple:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         # a GPU trains faster than one process draws clips; on a CPU the two would compete
         workers = max(1, (os.cpu_count() or 2) - 1) if device != "cpu" else 0
         how = {"shipped": not self.retrain, "progress": self.progress, "seed": self.seed}
         parts = [self.dataset(dataset, split) for split in ("train", "val")]
         place = self.folder / "models" / file_name(f"{model}_{dataset}")
-        name, recipe = model.removesuffix(UNPERTURBED), self._recipe(model, dataset)
+        name, recipe = model.removesuffix(UNPERTURBED), _recipe(model, dataset, **own)
         network, *known = fit(name, *parts, place, recipe, device=device, workers=workers, **how)
         return prepare(network), *known
-
-    def _recipe(self, model: str, dataset: str) -> Recipe:
-        own, name = {"like": "quick", "weights": {}} | self.recipe, model.removesuffix(UNPERTURBED)
-        like, weights = own.pop("like"), own.pop("weights")
-        one_of("like", like, ("quick", "paper"))
-        for each in own:
-            one_of("recipe", each, [f.name for f in fields(Recipe)])
-        own |= {"start": weights[name]} if name in weights else {}
-        own |= {"removal_share": 0.0} if name != model else {}
-        return replace(quick(name, dataset) if like == "quick" else PAPER, **own)
 
     # --------------------------------------------------------------------------------- its folder
 
@@ -244,17 +238,30 @@ class Drawn:
         return self.get(self.indices[i])
 
 
-def by_name(given) -> dict[str, Any]:
-    """Return what is given under names: a name's is its own, an object's the one that it has."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    alone = isinstance(given, (str, nn.Module)) or callable(given)
-    found = {}
-    for each in [given] if alone else given:
-        name = each if isinstance(each, str) else _word(each)
+def by_name(given) -> dict[str, tuple[Any, dict]]:
+    """Return what is given under names, each with its options.
+
+    A name's name is its own, an object's the one that it has, and a dict tells it.
+    """
+    given = [given] if isinstance(given, (str, nn.Module)) or callable(given) else given
+    told, found = isinstance(given, Mapping), {}
+    for each in given:
+        name, value = each if isinstance(each, str) else _word(each), given[each] if told else each
         require(name not in found, "names", f"{name!r} twice", "a dict that tells them apart")
-        found[name] = each
+        value = (name, dict(value)) if isinstance(value, Mapping) else value
+        found[name] = value if isinstance(value, tuple) else (value, {})
     return found
+
+
+def _recipe(model: str, dataset: str, like="quick", weights=None, **own) -> Recipe:
+    """Return how to train a model: as ``like`` does, but for its ``own`` fields."""
+    one_of("like", like, ("quick", "paper"))
+    for each in own:
+        one_of("recipe", each, [f.name for f in fields(Recipe)])
+    name = model.removesuffix(UNPERTURBED)
+    own |= {"start": weights[name]} if name in (weights or {}) else {}
+    own |= {"removal_share": 0.0} if name != model else {}
+    return replace(quick(name, dataset) if like == "quick" else PAPER, **own)
 
 
 def _is_ready(dataset) -> bool:

@@ -63,9 +63,10 @@ class Study(Run):
         Of each any number: a name that the library knows (`stepkit.load_model`,
         `stepkit.load_dataset`, `stepkit.methods`, `stepkit.metrics.METRICS`), or an object of one's
         own: a network (nn.Module), a dataset or a list of samples, a function. A dict gives them
-        names. Methods and metrics may have options: ``{"auc": {"steps": 16}}``, and several sets of
-        them: ``{"one frame": ("step", {"kernel_length": 1})}``. A network that is named is trained
-        on the dataset, which then is named as well.
+        names, and options: ``{"auc": {"steps": 16}}``; those of a model are its ``recipe``. What
+        has several sets of options has several names, as in
+        ``{"one frame": ("step", {"kernel_length": 1})}``. A network that is named is trained on the
+        dataset, which then is named as well.
     out : str
         The run's folder; empty: ``runs/quick``.
     frames, size : int
@@ -99,10 +100,6 @@ class Study(Run):
     >>> study = Study(["r2plus1d_narrow"], ["motion"], ["grad_cam", "random"], out="runs/mine")
     >>> study.score("auc", steps=16)  # doctest: +SKIP
     """
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.methods, self.metrics = _with_options(self.methods), _with_options(self.metrics)
 
     def maps(self, method, model: str = "", dataset: str = "", **options) -> dict[str, Tensor]:
         """Return what a method finds of the test clips; see `stepkit.store.maps`.
@@ -199,7 +196,7 @@ class Study(Run):
 
     def _asked(self, kind: str, given) -> dict[str, tuple]:
         """Return methods or metrics by name, each with its options, which a study may have."""
-        asked, own = _with_options(given), getattr(self, kind)
+        asked, own = by_name(given), getattr(self, kind)
         return (
             asked if isinstance(given, Mapping) else asked | {m: own[m] for m in asked if m in own}
         )
@@ -300,12 +297,3 @@ def _fresh(model: str, classes: int, device, seed: int) -> nn.Module:
 def _folder(name: str, run) -> str:
     """Return the folder of a method's maps; ``"step@one frame"`` for options with a name."""
     return file_name(f"{run}@{name}" if isinstance(run, str) and name != run else name)
-
-
-def _with_options(given) -> dict[str, tuple]:
-    """Return methods or metrics by name, each a name or a function and its options."""
-    found = {}
-    for name, value in by_name(given).items():
-        pair = (name, dict(value)) if isinstance(value, Mapping) else value
-        found[name] = pair if isinstance(pair, tuple) else (pair, {})
-    return found

@@ -8,6 +8,7 @@ removes it: a good map brings the accuracy down.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from stepkit import removal as removals
 from stepkit._checks import clips as check_clips
 from stepkit._checks import one_of, require, tensor
 from stepkit.data import Batch, Sample
+from stepkit.data.sample import Samples
 from stepkit.removal import Removal
 from stepkit.training import Recipe, describe, evaluate, train
 
@@ -95,30 +97,29 @@ def retrain(
     one_of("operation", operation, ("keep", "remove"))
     for name in PARTS:
         require(name in data, "data", f"no part {name!r}", "train, val and test")
-    for method, of_method in maps.items():
-        for name in PARTS:
-            given, clips = of_method.get(name), data[name].clips
-            fits = given is not None and given.shape == clips[:, 0].shape
-            shape = None if given is None else tuple(given.shape)
-            expected = f"the clips' {tuple(clips[:, 0].shape)}"
-            require(fits, f"maps[{method!r}][{name!r}]", f"shape {shape}", expected)
+    for method, name in product(maps, PARTS):
+        shape, frames = getattr(maps[method].get(name), "shape", None), data[name].clips[:, 0].shape
+        argument, expected = f"maps[{method!r}][{name!r}]", f"the clips' {tuple(frames)}"
+        require(shape == frames, argument, f"shape {shape and tuple(shape)}", expected)
     rows = []
-    jobs = [(method, ratio, seed) for method in maps for ratio in ratios for seed in seeds]
+    jobs = [*product(maps, ratios, seeds)]
     for method, ratio, seed in tqdm(jobs, desc="retraining", disable=not progress, leave=False):
-        parts = {
-            name: Perturbed(data[name], maps[method][name], ratio, operation, removal, name)
-            for name in PARTS
-        }
-        model = network(seed)
-        known = parts["train"], parts["val"]
+        what = f"{operation}_{ratio:g}"
+        parts = []
+        for name in PARTS:
+            given = data[name]
+            clips = perturb(given.clips, maps[method][name], ratio, operation, removal)
+            both = zip(clips, given.targets.tolist(), given.ids, strict=True)
+            parts.append(Samples([Sample(*each, boxes=[]) for each in both], what))
+        model, (*known, test) = network(seed), parts
         # the folder's name holds the key: other maps, or another network, are another training
         run = _keys.key(run=describe(model, *known, recipe, seed, tag=tag))[:8]
-        where = Path(out) / method / f"{operation}_{ratio:g}_seed_{seed}_{run}"
+        where = Path(out) / method / f"{what}_seed_{seed}_{run}"
         train(model, *known, where, recipe, seed=seed, tag=tag)
-        found = evaluate(model, parts["test"], recipe.batch_size)
+        found = evaluate(model, test, recipe.batch_size)
         row = {"method": method, "operation": operation, "ratio": ratio, "seed": seed}
         columns = {"clip": found["ids"], "correct": found["correct"].float()}
-        rows.append(pd.DataFrame(columns).assign(**row))
+        rows.append(pd.DataFrame(columns | row))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -145,21 +146,3 @@ def perturb(
     marked = ranks < round(ratio * maps[0].numel())
     empty = removals.named(removal).nothing(clips)
     return torch.where((marked == (operation == "keep"))[:, None], clips, empty)
-
-
-class Perturbed(torch.utils.data.Dataset):
-    """Clips of a `Batch`, perturbed once, as a dataset of stepkit."""
-
-    def __init__(self, given: Batch, maps: Tensor, ratio: float, operation, removal, split: str):
-        self.clips = perturb(given.clips, maps, ratio, operation, removal)
-        self.targets, self.ids = given.targets, given.ids
-        self.classes = range(int(given.targets.max()) + 1)
-        self.name, self.split = f"{operation} {ratio:g}", split
-        self.frames, self.size = self.clips.shape[2], tuple(self.clips.shape[-2:])
-        self.seed = self.epoch = 0
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, i: int) -> Sample:
-        return Sample(self.clips[i], int(self.targets[i]), self.ids[i], boxes=[])
