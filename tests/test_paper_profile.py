@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 
 
 def test_all_notebooks_share_data_networks_and_recipe(tmp_path):
-    jobs = plan(ROOT, read_profile(ROOT, "paper"), [], [], tmp_path, tmp_path)
+    jobs = plan(ROOT, read_profile(ROOT, "paper"), [], {}, tmp_path, tmp_path)
     assert [job.notebook.name[:2] for job in jobs] == [f"{n:02d}" for n in range(1, 9)]
     for job in jobs:
         given = job.parameters
