@@ -55,7 +55,7 @@ class Registry(Mapping):
         if callable(given):
             rows = [row for row in self._rows.values() if row.run is given]
             return rows[0] if rows else self.row(name=_name(given), run=given)
-        one_of(self.kind, given, self._rows)
+        one_of(self.kind, given, self)
         return self._rows[given]
 
     def __getitem__(self, name: str):
