@@ -6,6 +6,7 @@ and hooks. Two facts of one name give the same answers; what cannot be named is 
 change unseen. docs/scale.md says what enters where.
 """
 
+import copy
 import copyreg
 import dis
 import functools
@@ -14,7 +15,6 @@ import json
 import sys
 import types
 import weakref
-from collections.abc import Iterator
 from importlib import metadata
 from operator import itemgetter
 from pathlib import Path
@@ -26,16 +26,16 @@ from torch._dynamo import OptimizedModule
 from stepkit import __version__
 from stepkit._files import fingerprint
 
+__all__ = ["MAPS", "TRAINING", "data", "key", "library", "model", "name_of"]
+
 _HERE = Path(__file__).parent
 # as they are imported: an edit afterwards is not what runs
 _SOURCES = {p.relative_to(_HERE).as_posix(): p.read_bytes() for p in sorted(_HERE.rglob("*.py"))}
 _BELOW = ("models/", "networks.py", "prepare.py", "clips.py", "removal.py", "_kernels.py")
 MAPS = ("attribution/", *_BELOW)  # what a map depends on
-CURVES = (*MAPS, "metrics/curves.py")
 TRAINING = ("training.py", "networks.py", "removal.py", "_kernels.py")
 _OF_ANY_MODULE = vars(nn.Module()).keys() | {"_compiled_call_impl"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType
 
 
 def key(**facts) -> str:
@@ -55,20 +55,21 @@ def key(**facts) -> str:
         names = {name: name_of(value, name) for name, value in facts.items()}
     except RecursionError as error:
         _refuse(facts, ", ".join(facts), error)
-    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+    return _hash(names)
 
 
 def model(network: nn.Module, tag: str = "") -> str:
     """Return the key of a network: its tensors and architecture, whatever mode it is in.
 
     All parameters and buffers enter by name; of every layer its class, attributes and hooks, and
-    the code of classes that no installed package brings, as far as ``forward`` reaches. With
-    ``tag``, tensors, the classes' names and the tag alone: its giver answers for the rest.
+    the code of classes that no installed package brings. With ``tag``, tensors, the classes' names
+    and the tag alone: its giver answers for the rest.
     """
     if not tag:
         return key(model=network)
     layers = {name: type(part).__qualname__ for name, part in network.named_modules()}
-    return key(tag=tag, layers=layers, tensors=_tensors(_inside(network), "model"))
+    tensors = [dict(network.named_parameters()), dict(network.named_buffers())]
+    return key(tag=tag, layers=layers, tensors=tensors)
 
 
 @functools.lru_cache
@@ -77,14 +78,14 @@ def library(*parts: str) -> str:
 
     What comments and docstrings say does not count, nor do line numbers.
     """
-    digest = hashlib.sha256()
-    for name, source in _SOURCES.items():
-        if name.startswith(parts):
-            # compiled as with -OO; a hash of the syntax tree would take ten times as long
-            code = _code(compile(source, name, "exec", dont_inherit=True, optimize=2), name, {})
-            digest.update(json.dumps([name, code]).encode())
+    # compiled as with -OO; a hash of the syntax tree would take ten times as long
+    codes = {
+        name: compile(source, name, "exec", dont_inherit=True, optimize=2)
+        for name, source in _SOURCES.items()
+        if name.startswith(parts)
+    }
     versions = f"stepkit {__version__}, {_package('torch')}, {_package('torchvision')}"
-    return f"{versions}, {digest.hexdigest()}"
+    return f"{versions}, {key(codes=codes)}"
 
 
 def data(dataset) -> dict:
@@ -93,25 +94,19 @@ def data(dataset) -> dict:
     What its method ``facts`` says, if it has one and is of no class derived from that method's; or
     else a hash of all samples as they are in the first epoch: clip content, labels and ids.
     """
-    kinds = type(dataset).__mro__
-    owner = next((kind for kind in kinds if "facts" in vars(kind)), None)
-    if owner and all(_package(k.__module__) == "stepkit" for k in kinds[: kinds.index(owner)]):
+    kind = type(dataset)
+    if "facts" in vars(kind) or (hasattr(kind, "facts") and _package(kind.__module__) == "stepkit"):
         return dataset.facts()
-    digest, epoch = hashlib.sha256(), getattr(dataset, "epoch", None)
-    try:
-        if epoch:
-            dataset.epoch = 0
-        for i in range(len(dataset)):
-            sample = dataset[i]
-            facts = [sample.id, int(sample.target), fingerprint({"clip": sample.clip})]
-            digest.update(json.dumps(facts).encode())
-    finally:
-        if epoch:
-            dataset.epoch = epoch
-    return {"samples": digest.hexdigest()}
+    first = copy.copy(dataset)
+    if hasattr(first, "epoch"):
+        first.epoch = 0
+    samples = (first[i] for i in range(len(first)))
+    return {
+        "samples": _hash([[s.id, int(s.target), fingerprint({"clip": s.clip})] for s in samples])
+    }
 
 
-def name_of(value, argument: str, seen: dict | None = None):
+def name_of(value, where: str, seen: dict | None = None):
     """Return what ``value`` is, in terms that JSON knows; of what was ``seen``, its number."""
     seen = {} if seen is None else seen
     if value is None or isinstance(value, bool | int | float | str):
@@ -119,105 +114,130 @@ def name_of(value, argument: str, seen: dict | None = None):
     if isinstance(value, bytes):
         return {"bytes": hashlib.sha256(value).hexdigest()}
     if isinstance(value, Tensor):
-        return {"tensor": _tensors({"": value}, argument)}
-    if isinstance(value, list | tuple):
-        return [name_of(each, f"{argument}[{i}]", seen) for i, each in enumerate(value)]
-    if isinstance(value, set | frozenset):  # its order is none: each as if it came first
-        return {"set": sorted(json.dumps(name_of(v, argument, dict(seen))) for v in value)}
-    if isinstance(value, dict):
-        pairs = sorted(
-            ((json.dumps(name_of(k, argument, seen)), k) for k in value), key=itemgetter(0)
-        )
-        return {"dict": [[k, name_of(value[at], f"{argument}[{at!r}]", seen)] for k, at in pairs]}
+        return {"tensor": _tensor(value, where)}
     if isinstance(value, types.ModuleType):
         return {"module": [value.__name__, _package(value.__name__)]}
-    if isinstance(value, weakref.ref):
-        return name_of(value(), argument, seen)
+    if isinstance(value, list | tuple):
+        return [name_of(part, f"{where}[{i}]", seen) for i, part in enumerate(value)]
+    if isinstance(value, set | frozenset):  # its order is none: each as if it came first
+        return {"set": sorted(json.dumps(name_of(part, where, dict(seen))) for part in value)}
+    if isinstance(value, dict):
+        keys = sorted(((json.dumps(name_of(k, where, seen)), k) for k in value), key=itemgetter(0))
+        return {"dict": [[n, name_of(value[k], f"{where}[{k!r}]", seen)] for n, k in keys]}
     if id(value) in seen:
         return {"again": seen[id(value)][0]}
     seen[id(value)] = len(seen), value  # kept alive: no other object may get its address
-    if isinstance(value, nn.Module):
-        return {"model": _model(value, argument, seen)}
-    if isinstance(value, type):
-        return {"class": _class(value, argument, seen)}
-    if isinstance(value, _FUNCTIONS):
-        return {"function": _function(value, argument, seen)}
-    if callable(value) and hasattr(value, "__wrapped__"):  # of functools.cache, of numba
-        return name_of(value.__wrapped__, argument, seen)
-    return {"object": _pickled(value, argument, seen)}
+    kind = next(kind for kind in _PARTS if isinstance(value, kind))
+    parts = _PARTS[kind](value, where)
+    return {kind.__name__: {n: name_of(parts[n], f"{where}.{n}", seen) for n in sorted(parts)}}
 
 
-def _refuse(value, argument: str, why=""):
+def _hash(names) -> str:
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse(value, where: str, why=""):
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     why = f" ({' '.join(str(why).split())[:100]})" if str(why) else ""
     expected = (
         "plain values, tensors, functions, or what can be pickled; or tag='...', which stands"
     )
-    told = f"{argument}: got {kind}, which cannot be named{why}, expected {expected}"
+    told = f"{where}: got {kind}, which cannot be named{why}, expected {expected}"
     raise TypeError(f"{told} for what code and attributes of the model are") from None
 
 
-def _tensors(tensors: dict, argument: str) -> str:
+def _tensor(tensor: Tensor, where: str) -> str:
     try:
-        return fingerprint(tensors)
+        return fingerprint({"": tensor})
     except (RuntimeError, TypeError) as error:  # sparse, quantised, without content
-        _refuse(next(iter(tensors.values())), argument, error)
+        _refuse(tensor, where, error)
 
 
-def _pickled(value, argument: str, seen: dict):
-    """Name an object by what pickle would keep of it: its class and its state."""
+# --- what things consist of ---
+
+
+def _layer(part: nn.Module, where: str) -> dict:
+    """Take a network apart: tensors, layers, class, attributes, hooks, whether it is compiled."""
+    if isinstance(part, torch.jit.ScriptModule):
+        _refuse(part, where)
+    package = _package(type(part).__module__)
+    plain = {
+        name: value
+        for name, value in vars(part).items()
+        # what layers of a package keep under such names follows from the rest
+        if name not in _OF_ANY_MODULE and not (package and name.startswith("_"))
+    }
+    plain = {} if isinstance(part, OptimizedModule) else plain
+    hooks = {kind: [*getattr(part, kind).values()] for kind in _HOOKS}
+    own = {"(class)": type(part), "(hooks)": hooks, "(compiled)": bool(part._compiled_call_impl)}
+    return plain | part._parameters | part._buffers | part._modules | own
+
+
+def _class(kind: type, _) -> dict:
+    """Take a class apart: of one's own its code, but for what it does before it has attributes."""
+    if not _is_own(kind):
+        return {"package": _package(kind.__module__), "name": str(kind)}
+    code = types.FunctionType | staticmethod | classmethod | property
+    members = {
+        name: member
+        for name, member in vars(kind).items()
+        if isinstance(member, code) or not (name.startswith("__") or name == "_abc_impl")
+    }
+    if issubclass(kind, nn.Module):
+        members.pop("__init__", None)
+    return members | {"(name)": kind.__qualname__, "(bases)": kind.__bases__}
+
+
+def _function(function: types.FunctionType, _) -> dict:
+    """Take a function apart: code, defaults, what it encloses, and the globals that it reads."""
+    code, own = function.__code__, [function.__defaults__, function.__kwdefaults__, vars(function)]
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    # a cell that is not filled yet equals an empty one
+    parts = {n: None if cell == types.CellType() else cell.cell_contents for n, cell in cells}
+    parts |= {"(code)": code, "(own)": own}
+    if _is_own(function):
+        return _globals(code, function.__globals__) | parts
+    return parts | {"(package)": [_package(function.__module__), function.__module__]}
+
+
+def _code(code: types.CodeType, _) -> dict:
+    """Take compiled code apart, whatever its file and its line numbers."""
+    takes = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    names = code.co_qualname, code.co_names, code.co_varnames, code.co_freevars
+    steps = code.co_code + code.co_exceptiontable
+    return {"takes": takes, "names": names, "steps": steps, "constants": code.co_consts}
+
+
+def _object(value, where: str) -> dict:
+    """Take an object apart as pickle would: its class and its state."""
+    if hasattr(value, "__wrapped__"):  # of functools.cache, of numba, a static method
+        return {"(class)": type(value), "(wrapped)": value.__wrapped__}
     try:
         known = copyreg.dispatch_table.get(type(value))
         parts = known(value) if known else value.__reduce_ex__(4)
     except Exception as error:  # an object is free to refuse as it likes
-        _refuse(value, argument, error)
+        _refuse(value, where, error)
     if isinstance(parts, str):  # pickle would look it up under its name
         package = _package(getattr(value, "__module__", None) or type(value).__module__)
-        return [package, parts] if package else _refuse(value, argument)
+        return {"package": package, "name": parts} if package else _refuse(value, where)
     make, given, state, items, pairs = (*parts, None, None, None)[:5]
-    parts = make, given, state, list(items or ()), list(pairs or ())
-    return [name_of(part, argument, seen) for part in parts]
+    return {"(made)": [make, given, list(items or ()), list(pairs or ())], "(state)": state}
 
 
-# ---------------------------------------------------------------------------------------- networks
+_PARTS = {  # the first kind that fits
+    nn.Module: _layer,
+    type: _class,
+    types.FunctionType: _function,
+    types.MethodType: lambda method, _: {"self": method.__self__, "function": method.__func__},
+    types.CodeType: _code,
+    property: lambda member, _: {"get": member.fget, "set": member.fset},
+    functools.cached_property: lambda member, _: {"get": member.func},
+    weakref.ref: lambda link, _: {"to": link()},
+    object: _object,
+}
 
 
-def _model(network: nn.Module, argument: str, seen: dict):
-    parts = dict(network.named_modules(remove_duplicate=False))
-    for part in parts.values():
-        seen.setdefault(id(part), (len(seen), part))
-    layers = {n: _layer(part, f"{argument}.{n}".strip("."), seen) for n, part in parts.items()}
-    return [layers, _tensors(_inside(network), argument)]
-
-
-def _inside(network: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers, under each of their names."""
-    found = dict(network.named_parameters(remove_duplicate=False))
-    return found | dict(network.named_buffers(remove_duplicate=False))
-
-
-def _layer(part: nn.Module, argument: str, seen: dict):
-    """Name one module without its children: class, attributes, hooks, whether it is compiled."""
-    if isinstance(part, torch.jit.ScriptModule):
-        _refuse(part, argument)
-    package = _package(type(part).__module__)
-    plain = {} if isinstance(part, OptimizedModule) else vars(part)
-    plain = {
-        name: value
-        for name, value in sorted(plain.items())
-        # what layers of a package keep under such names follows from the rest
-        if name not in _OF_ANY_MODULE and not (package and name.startswith("_"))
-    }
-    hooks = [[*getattr(part, kind).values()] for kind in _HOOKS]
-    return [
-        _class(type(part), argument, seen, ["forward", "__call__", "__getattr__"]),
-        {n: name_of(value, f"{argument}.{n}", seen) for n, value in plain.items()},
-        name_of(hooks, f"{argument}, hooks", seen),
-        part._compiled_call_impl is not None,
-    ]
-
-
-# -------------------------------------------------------------------------------------------- code
+# --- whose code it is ---
 
 
 def _package(module: str | None) -> str:
@@ -243,9 +263,9 @@ def _installed(top: str) -> str:
     if top in ("torch", "torchvision"):
         return f"{top} {version}"
     names = metadata.packages_distributions().get(top, [])
-    texts = [metadata.distribution(name).read_text("RECORD") or "" for name in names]
-    lines = [line for text in texts for line in sorted(text.splitlines()) if ".py," in line]
-    return f"{top} {version} {hashlib.sha256(str(lines).encode()).hexdigest()[:16]}"
+    records = [metadata.distribution(name).read_text("RECORD") or "" for name in names]
+    hashes = sorted(line for record in records for line in record.splitlines() if ".py," in line)
+    return f"{top} {version} {_hash(hashes)[:16]}"
 
 
 def _is_own(thing) -> bool:
@@ -256,101 +276,18 @@ def _is_own(thing) -> bool:
     return not package or ("<locals>" in thing.__qualname__ and package.startswith("torch"))
 
 
-def _function(function, argument: str, seen: dict):
-    """Name a function: its code, defaults and closure, and the globals that its code reads."""
-    if isinstance(function, types.MethodType):
-        own = name_of(function.__self__, argument, seen)
-        return [name_of(function.__func__, argument, seen), own]
-    if not isinstance(function, types.FunctionType):  # compiled C
-        own = None if isinstance(function.__self__, types.ModuleType) else function.__self__
-        return [function.__module__, function.__qualname__, name_of(own, argument, seen)]
-    code = function.__code__
-    values = {"defaults": function.__defaults__, "keywords": function.__kwdefaults__}
-    values["attributes"] = {k: v for k, v in vars(function).items() if k != "__wrapped__"}
-    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-    values |= {f"{name}, enclosed": _content(cell) for name, cell in cells}
-    if own := _is_own(function):
-        values |= _globals(code, function.__globals__)
-    found = {n: name_of(value, f"{argument}: {n}", seen) for n, value in values.items()}
-    where = [_package(function.__module__), function.__module__, *code.co_names]
-    return [function.__qualname__, _code(code, argument, seen) if own else where, found]
-
-
-def _content(cell):
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _code(code: types.CodeType, argument: str, seen: dict):
-    """Name compiled code, whatever its file and its line numbers."""
-    constants = [
-        _code(c, argument, seen) if isinstance(c, types.CodeType) else name_of(c, argument, seen)
-        for c in code.co_consts
-    ]
-    steps = hashlib.sha256(code.co_code + code.co_exceptiontable).hexdigest()
-    takes = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
-    return [code.co_name, steps, takes, constants, code.co_names, code.co_varnames]
-
-
-def _all(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _all(constant)
-
-
 def _globals(code: types.CodeType, space: dict) -> dict:
     """Return the globals that code reads, and what it may read of modules of one's own."""
-    steps = [step for part in _all(code) for step in dis.get_instructions(part)]
-    reads = sorted({s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME")})
-    names = sorted({name for part in _all(code) for name in part.co_names})
-    todo, found = [(name, space[name]) for name in reads if name in space], {}
+    parts, modules = [code], []
+    for part in parts:  # which grows
+        parts += [constant for constant in part.co_consts if isinstance(constant, types.CodeType)]
+    steps = [step for part in parts for step in dis.get_instructions(part)]
+    reads = {s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    names = {name for part in parts for name in part.co_names}
+    todo = [(name, space[name]) for name in reads & space.keys()]
     for path, value in todo:  # which grows
-        is_new = not any(value is known for known in found.values())
-        found[path] = value
-        if isinstance(value, types.ModuleType) and not _package(value.__name__) and is_new:
-            todo += [(f"{path}.{n}", vars(value)[n]) for n in names if n in vars(value)]
-    return found
-
-
-def _class(kind: type, argument: str, seen: dict, roots: list[str] | None = None):
-    """Name a class, and of code of one's own what is reached from the members ``roots``.
-
-    By default all but what decorators generate.
-    """
-    own = [base for base in kind.__mro__ if _is_own(base)]
-    for base in own:
-        seen.setdefault(id(base), (len(seen), base))
-    if roots is None:
-        members = [(name, member) for base in own for name, member in vars(base).items()]
-        roots = [name for name, member in members if _is_asked(name, member)]
-    found, todo = {}, list(roots)
-    while todo:
-        name = todo.pop()
-        for depth, base in enumerate(own):
-            place = f"{depth} {name}"
-            if name in vars(base) and place not in found:
-                member = vars(base)[name]
-                functions, found[place] = _functions(member), None
-                asked = functions or member
-                found[place] = name_of(asked, f"{argument}: {base.__qualname__}.{name}", seen)
-                todo += [n for f in functions for part in _all(f.__code__) for n in part.co_names]
-    line = [
-        [base.__qualname__] if base in own else [_package(base.__module__), str(base)]
-        for base in kind.__mro__
-    ]
-    return [line, found]
-
-
-def _functions(member) -> list:
-    """Return the functions that a member of a class stands for: a method, a property, ..."""
-    inner = [getattr(member, name, None) for name in ("__func__", "fget", "fset", "func")]
-    return [f for f in (member, *inner) if isinstance(f, types.FunctionType)]
-
-
-def _is_asked(name: str, member) -> bool:
-    functions = _functions(member)
-    generated = any(function.__code__.co_filename == "<string>" for function in functions)
-    return not generated if functions else not name.startswith("_")
+        if isinstance(value, types.ModuleType) and not _package(value.__name__):
+            if value not in modules:
+                todo += [(f"{path}.{n}", vars(value)[n]) for n in names & vars(value).keys()]
+            modules.append(value)
+    return dict(todo)
