@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import stepkit as sk
-from stepkit._kernels import by_voxel
 from stepkit.attribution import smoothmax
 from stepkit.attribution.smoothmax import SHARPNESS, MaskGeometry, core_kernel, core_loss
 from stepkit.attribution.step import _log_probabilities, _Objective, _settings
@@ -55,7 +54,7 @@ def drawn(geometry, clips):
 def ours(model, clips, targets, settings):
     """Return a function that runs one iteration and gives the seeds' gradient."""
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
-    ladder, objective = by_voxel(blur().ladder(clips)), _Objective(settings, geometry, clips)
+    ladder, objective = blur().ladder(clips), _Objective(settings, geometry, clips)
     seeds, each = drawn(geometry, clips), targets.repeat_interleave(len(AREAS))
 
     def iteration():

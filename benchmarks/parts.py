@@ -11,7 +11,6 @@ import torch
 from common import record, row, seconds
 from iteration import AREAS, drawn, plain_parts
 
-from stepkit._kernels import by_voxel
 from stepkit.attribution.smoothmax import MaskGeometry, area_loss, core_kernel, core_loss
 from stepkit.attribution.step import _settings
 from stepkit.removal import blur, read
@@ -37,7 +36,7 @@ def main():
     clips = torch.randn(1, 3, asked.frames, asked.size, asked.size, generator=draw)
     settings = _settings("fast", {"areas": AREAS}, clips.shape[2:])
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
-    seeds, ladder = drawn(geometry, clips), by_voxel(blur().ladder(clips))
+    seeds, ladder = drawn(geometry, clips), blur().ladder(clips)
     canvas = geometry.spread(seeds).detach().requires_grad_()
     masks = geometry.crop(canvas).detach().requires_grad_()
     kernel = core_kernel(settings.kernel_length, settings.kernel_size)

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepkit import _kernels
 from stepkit._checks import clips as check_clips
 from stepkit._checks import one_of, require, tensor
 from stepkit.clips import in_proportion, normalise, unnormalise
@@ -107,14 +106,12 @@ def read(ladder: Tensor, mask: Tensor) -> Tensor:
     ladder is not copied per mask: each voxel gathers the two rungs that it needs.
     """
     steps = ladder.shape[1] - 1
-    if _kernels.usable(ladder, mask) and not ladder.requires_grad:
-        return _kernels.read(ladder, mask)
     height = mask[:, :, None] * steps  # (N, A, 1, T, H, W)
     # NaN, from a model gone wrong, must not become an index; it stays in ``height``
     rung = height.detach().floor().clamp_(0, steps - 1).nan_to_num_()
     index = rung.long().expand(-1, -1, ladder.shape[2], -1, -1, -1)
-    below, above = ladder.gather(1, index), ladder.gather(1, index + 1)
-    return below + (height - rung) * (above - below)
+    below = ladder.gather(1, index)
+    return torch.addcmul(below, height - rung, ladder.gather(1, index + 1) - below)
 
 
 def blur(levels: int = 8, sigma: float | None = None) -> Removal:

@@ -72,14 +72,7 @@ def test_read(levels, threads):
     agree(ours, with_gradient(lambda m: removal.read(double, m), mask.double(), upstream), 3e-6)
 
 
-def test_a_ladder_by_voxel_reads_the_same():
-    ladder, mask = draw(2, 8, 3, 4, 5, 6), draw(2, 3, 4, 5, 6, seed=1)
-    laid = _kernels.by_voxel(ladder)
-    assert laid.equal(ladder)
-    assert removal.read(laid, mask).equal(removal.read(ladder, mask))
-
-
-def test_gradient_to_the_ladder_is_left_to_torch():
+def test_gradient_to_the_ladder():
     ladder = draw(1, 2, 3, 2, 4, 4).requires_grad_(True)
     removal.read(ladder, torch.full((1, 1, 2, 4, 4), 0.25)).sum().backward()
     expected = torch.tensor([0.75, 0.25]).view(2, 1, 1, 1, 1).expand(ladder.shape[1:])

@@ -8,6 +8,7 @@ import torch
 from test_models import Watched
 
 import stepkit as sk
+from stepkit import store
 from stepkit.attribution import METHODS
 
 
@@ -118,10 +119,10 @@ def test_a_name_is_taken_once(mine):
         sk.method("gradient")(noisy)
 
 
-def test_sweeps_keep_its_maps(mine, tmp_path):
+def test_its_maps_are_kept(mine, tmp_path):
     data = sk.load_dataset("object", "test", n=2, frames=4, size=24)
     model = sk.load_model("r2plus1d_narrow", num_classes=6)
-    first = sk.sweep.explain(mine, model, data, tmp_path, model_name="narrow", samples=1)
-    again = sk.sweep.explain(mine, model, data, tmp_path, model_name="narrow", samples=1)
+    first = store.maps(mine, model, data, tmp_path, model_name="narrow", samples=1)
+    again = store.maps(mine, model, data, tmp_path, model_name="narrow", samples=1)
     assert torch.equal(first["maps"], again["maps"])
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2

@@ -115,8 +115,8 @@ def nameless(number):
 importlib.metadata.distribution, pwd.getpwuid = installed, nameless
 import stepkit, torch
 from stepkit import _kernels
-marks = _kernels.top_share(torch.tensor([[[0.3, 0.1, 0.9, 0.5]]]), [2], 1e-6)
-print(stepkit.__file__, marks.flatten().tolist())
+cells, weights = torch.tensor([[[3.0, 5.0]]]), torch.ones(1, 1)
+print(stepkit.__file__, _kernels.smooth_max(cells, weights, (1, 1), 0)[0].flatten().tolist())
 from matplotlib.figure import Figure
 from stepkit import study, report
 study.Study(out="run").figure("empty", Figure())
@@ -136,8 +136,8 @@ def test_import_needs_no_home_no_writable_folder_no_installation_and_no_name(tmp
     run = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BARE]  # of its parts
     done = subprocess.run(run, env=given, cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
-    marks, version = done.stdout.splitlines()
-    assert marks == f"{package}/__init__.py [0.0, 0.0, 1.0, 1.0]"
+    found, version = done.stdout.splitlines()
+    assert found == f"{package}/__init__.py [3.0, 5.0]"
     (told,) = (tmp_path / "run" / "figures").rglob("empty.json")
     made = json.loads(told.read_text())
     assert version == made["versions"]["stepkit"] == stepkit.__version__
@@ -147,24 +147,24 @@ def test_loops_run_where_the_disk_is_full_and_where_their_cache_is_damaged(tmp_p
     resource = pytest.importorskip("resource", reason="limits are set on Unix only")
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
 
-    def distance() -> float:
-        values, out = np.full((1, 2), 3, np.float32), np.zeros(1, np.float32)
-        loop = _kernels._compiled(_kernels._distance.py_func)
-        loop(values, values.copy(), np.array([5]), out, 0, 1)  # Σ m(m - 2m) + 5
-        return float(out[0])
+    def largest() -> float:
+        cells, weights = np.full((1, 1, 1), 3, np.float32), np.ones((1, 1), np.float32)
+        out, total = np.zeros((2, 1, 1, 1, 1), np.float32)
+        _kernels._compiled(_kernels._smooth_max.py_func)(cells, weights, out, total, 0, 0, 1)
+        return float(out.item())
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        assert distance() == 2 * 3 * -3 + 5
+        assert largest() == 3
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert distance() == -13
+    assert largest() == 3
     kept = list(tmp_path.rglob("*.nb?"))
     assert len(kept) == 2  # where it can be used, it is
     for file in kept:
         file.write_bytes(b"")
-    assert distance() == -13
+    assert largest() == 3
     assert all(file.stat().st_size for file in kept)
 
 

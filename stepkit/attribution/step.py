@@ -24,7 +24,6 @@ from stepkit import removal as removals
 from stepkit._checks import clips as check_clips
 from stepkit._checks import one_of, require, warn
 from stepkit._checks import targets as check_targets
-from stepkit._kernels import by_voxel
 from stepkit.attribution._methods import Work, method
 from stepkit.attribution.smoothmax import (
     MaskGeometry,
@@ -473,7 +472,7 @@ def _optimise(
     """
     n, A, frames = len(clips), len(settings.areas), clips.shape[2]
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
-    ladder = by_voxel(settings.removal.ladder(clips))
+    ladder = settings.removal.ladder(clips)
     unit = score.unit(model, clips, settings.removal.nothing(clips), targets)
     objective = _Objective(settings, geometry, clips, score, unit)
     each = targets.repeat_interleave(A)
