@@ -150,7 +150,8 @@ def reader(
     found = readings(shape, n, size, grid, seen.grids, grid_order, calls)
     if calls > 1:
         _check_parts(model, layer, clips[:1], calls)
-    told = len(found) == 1 and (grid is not None or found[0].layout == LAYOUTS[0])
+    channels_first = found[0].layout.endswith("h w")  # as convolutions have it: no need to measure
+    told = len(found) == 1 and (grid is not None or channels_first)
     reading = found[0] if told and calls == 1 else _confirmed(model, layer, clips[:1], found)
     if n > 1 and (n in shape[1:2] or (len(shape) < 5 and shape[0] > n)):
         _check_batch(model, layer, clips, reading, seen.kept)
