@@ -1,6 +1,6 @@
 """Arguments, checked at the door: every error names argument, value and expectation.
 
-Lowest floor of the library: imports nothing of it.
+And defaults in pixels, which follow a clip's size. Lowest floor: imports nothing of stepkit.
 """
 
 import difflib
@@ -96,3 +96,8 @@ def targets(given: object, n: int, device=None) -> Tensor:
     low = int(given.min())
     require(low >= 0, "targets", low, "class indices, which begin at 0")
     return given
+
+
+def in_proportion(pixels: float, size) -> float:
+    """Return what ``pixels`` of the paper's 112 are in frames of ``size`` (..., H, W)."""
+    return pixels * min(size[-2:]) / 112

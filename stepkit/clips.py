@@ -61,19 +61,6 @@ def unnormalise(clips: Tensor) -> Tensor:
     return (clips * std + mean).clamp(0, 1)
 
 
-def in_proportion(pixels: float, size) -> float:
-    """Return what ``pixels`` of the paper's 112 are in frames of ``size`` (..., H, W).
-
-    In proportion to the shorter side.
-
-    Examples
-    --------
-    >>> in_proportion(7, (56, 112))
-    3.5
-    """
-    return pixels * min(size[-2:]) / 112
-
-
 def sample_frames(n, frames=16, mode="test", start=0, stop=None, generator=None) -> list[int]:
     """Choose the frames of a clip (paper §V-A.2): one of each of 16 segments.
 

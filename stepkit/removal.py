@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepkit._checks import clips as check_clips
-from stepkit._checks import one_of, require, tensor
-from stepkit.clips import in_proportion, normalise, unnormalise
+from stepkit._checks import in_proportion, one_of, require, tensor
+from stepkit.clips import normalise, unnormalise
 
 __all__ = [
     "Removal",

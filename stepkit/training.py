@@ -51,8 +51,7 @@ class Recipe:
         Passes over the training part; clips per step.
     clips_per_video : int
         Clips drawn from every training video in an epoch.
-    optimiser : str
-        ``"sgd"`` (momentum 0.9) or ``"adamw"``.
+    optimiser : ``"sgd"`` (momentum 0.9) or ``"adamw"``
     learning_rate, weight_decay : float
         The largest learning rate; decay of the weights.
     step_epochs : int

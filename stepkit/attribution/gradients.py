@@ -10,9 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stepkit._checks import one_of, require
+from stepkit._checks import in_proportion, one_of, require
 from stepkit.attribution._methods import Work, method
-from stepkit.clips import in_proportion
 from stepkit.models.scores import Score
 from stepkit.removal import gaussian_blur, named
 

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from torch.utils._triton import has_triton
 
 from stepkit import _kernels
-from stepkit._checks import one_of, require
-from stepkit.clips import in_proportion
+from stepkit._checks import in_proportion, one_of, require
 
 SHARPNESS = 20.0  # of the smooth max
 TIE = 1e-5  # mask values closer than this are equal

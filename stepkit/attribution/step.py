@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from stepkit import _checks
 from stepkit import removal as removals
 from stepkit._checks import clips as check_clips
-from stepkit._checks import one_of, require, warn
+from stepkit._checks import in_proportion, one_of, require, warn
 from stepkit._checks import targets as check_targets
 from stepkit.attribution._methods import Work, method
 from stepkit.attribution.smoothmax import (
@@ -33,7 +33,6 @@ from stepkit.attribution.smoothmax import (
     kernel_length,
     random_masks,
 )
-from stepkit.clips import in_proportion
 from stepkit.models import batch_that_fits, check_model, device_of, frozen, precision_of, uncompiled
 from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score

@@ -30,10 +30,9 @@ from tqdm.auto import tqdm
 
 from stepkit import removal as removals
 from stepkit._checks import clips as check_clips
-from stepkit._checks import one_of, require, tensor, warn
+from stepkit._checks import in_proportion, one_of, require, tensor, warn
 from stepkit._checks import targets as check_targets
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
-from stepkit.clips import in_proportion
 from stepkit.data import Batch
 from stepkit.metrics._metric import metric
 from stepkit.metrics.pointing import relevance_mass

@@ -11,8 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from stepkit._checks import one_of, require, tensor, warn
-from stepkit.clips import in_proportion
+from stepkit._checks import in_proportion, one_of, require, tensor, warn
 from stepkit.data import Batch
 from stepkit.metrics._metric import metric
 

@@ -70,16 +70,14 @@ def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
 
 def _usual_layer(model: nn.Module) -> str | None:
     """Return the name of `find_layer`'s default."""
-    usual = getattr(model, "cam_layer", None)
-    if usual is None and isinstance(model, VideoResNet):
-        usual = "layer4"
-    elif usual is None and isinstance(model, S3D):
-        usual = f"features.{len(model.features) - 1}"
-    elif usual is None and isinstance(model, SwinTransformer3d):
-        usual = "norm"
-    elif usual is None and isinstance(model, MViT):
-        usual = f"blocks.{len(model.blocks) - 2}"
-    return usual
+    names = {
+        VideoResNet: lambda: "layer4",
+        S3D: lambda: f"features.{len(model.features) - 1}",
+        SwinTransformer3d: lambda: "norm",
+        MViT: lambda: f"blocks.{len(model.blocks) - 2}",
+    }
+    known = [name() for kind, name in names.items() if isinstance(model, kind)]
+    return getattr(model, "cam_layer", known[0] if known else None)
 
 
 def _worth_a_try(layers: dict[str, nn.Module]) -> str:
