@@ -138,9 +138,8 @@ def test_import_needs_no_home_no_writable_folder_no_installation_and_no_name(tmp
     assert done.stderr == ""
     found, version = done.stdout.splitlines()
     assert found == f"{package}/__init__.py [3.0, 5.0]"
-    (told,) = (tmp_path / "run" / "figures").rglob("empty.json")
-    made = json.loads(told.read_text())
-    assert version == made["versions"]["stepkit"] == stepkit.__version__
+    (told,) = (tmp_path / "run" / "figures").rglob("settings.json")
+    assert version == json.loads(told.read_text())["stepkit"] == stepkit.__version__
 
 
 def test_loops_run_where_the_disk_is_full_and_where_their_cache_is_damaged(tmp_path, monkeypatch):
