@@ -136,8 +136,6 @@ def test_a_frame_of_equal_values_points_nowhere_and_is_left_out(value):
     assert found.hits.tolist() == [[True, False, False, False], [False] * 4]
     assert found.rate == 1 / 2  # a hit, and a box elsewhere
     assert found.by_clip.tolist() == pytest.approx([1 / 2, math.nan], nan_ok=True)
-    assert found.by_class([0, 1]).tolist() == pytest.approx([1 / 2, math.nan], nan_ok=True)
-    assert found.pointless == pytest.approx(5 / 7)  # of seven frames with a box
     with pytest.warns(UserWarning, match="flat wherever there is one; the rate is NaN"):
         assert math.isnan(pointing_game(maps[1:], [[corner] * 4]).rate)
 
@@ -178,19 +176,6 @@ def test_rates():
     assert released == pytest.approx(3 / 8)
 
 
-@pytest.mark.parametrize(
-    ("targets", "classes"),
-    [(torch.tensor([7, 2, 5, 2]), [2, 5, 7]), (["walk", "jump", "run", "jump"], None)],
-)
-def test_rates_by_class(targets, classes):
-    found = rates().by_class(targets)
-    assert found.index.tolist() == (classes or ["jump", "run", "walk"])
-    assert found.tolist() == pytest.approx([1 / 3, math.nan, 1], nan_ok=True)
-    assert found.mean() == pytest.approx(2 / 3)  # over the classes that have boxes
-    with pytest.raises(ValueError, match=r"^targets: got shape \(3,\), expected \(4,\)"):
-        rates().by_class([0, 1, 2])
-
-
 @pytest.mark.parametrize("boxes", [[[], []], [[torch.zeros(0, 4)] * 3, []], [[[]] * 3] * 2])
 def test_no_box_at_all_is_said_and_gives_nan(boxes):
     with pytest.warns(UserWarning, match="of boxes, no frame has one; the rate is NaN"):
@@ -199,7 +184,6 @@ def test_no_box_at_all_is_said_and_gives_nan(boxes):
     assert found.by_clip.isnan().all()
     assert found.unboxed == 1
     assert not found.hits.any()
-    assert found.by_class([0, 1]).isna().all()
 
 
 def test_perfect_maps_of_generated_clips_hit_everywhere_and_opposite_ones_nowhere():

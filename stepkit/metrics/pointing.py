@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -56,27 +55,9 @@ class Pointing:
         return self.hits.sum(1) / self.counted.sum(1)
 
     @property
-    def pointless(self) -> float:
-        """Share of the frames with a box that were left out because the map is flat there."""
-        return ((self.boxed & self.flat).sum() / self.boxed.sum()).item()
-
-    @property
     def unboxed(self) -> float:
         """Share of the frames that have no box, and so were left out."""
         return 1 - self.boxed.float().mean().item()
-
-    def by_class(self, targets) -> pd.Series:
-        """Return the share of hits among the frames of each class that count.
-
-        ``targets`` (N,) are class indices or names. Sorted by class; NaN for a class without such
-        frames; ``.mean()`` is the mean over the others.
-        """
-        targets = np.asarray(targets.cpu() if isinstance(targets, Tensor) else targets)
-        n = len(self.hits)
-        require(targets.shape == (n,), "targets", f"shape {targets.shape}", f"({n},)")
-        counts = {"hits": self.hits.sum(1).numpy(), "of": self.counted.sum(1).numpy()}
-        total = pd.DataFrame(counts).groupby(targets).sum()
-        return (total["hits"] / total["of"]).rename("rate").rename_axis("class")
 
 
 def pointing_game(
@@ -105,8 +86,7 @@ def pointing_game(
     Returns
     -------
     Pointing
-        ``.hits .boxed .flat .counted (N, T) .rate .by_clip (N,) .by_class(targets) .unboxed
-        .pointless``.
+        ``.hits .boxed .flat .counted (N, T) .rate .by_clip (N,) .unboxed``.
 
     Raises
     ------
