@@ -119,7 +119,8 @@ def measure(
     Arguments as for `maps`; a clip that is done already is read from disk, with what it cost
     then: ``seconds``, ``forward`` and ``backward`` passes, see `stepkit.attribution.cost`.
     """
-    sample, place = dataset[i], Path(out) / dataset.name / model_name / method
+    sample, folder = dataset[i], METHODS.find(method).name
+    place = Path(out) / dataset.name / model_name / folder
     store = Store(method, model, model_key(model), place, seed, options)
     path, key = store.file(sample, "_alone")
     found = read_tensors(path, key)

@@ -19,11 +19,11 @@ from stepkit._checks import one_of
 from stepkit._files import read_tensors, write_tensors
 from stepkit._run import UNPERTURBED, Drawn, Run, by_name
 from stepkit._workers import executor as opened
-from stepkit.attribution import methods as methods_table
+from stepkit.attribution import METHODS
 from stepkit.data import Batch, batch
 from stepkit.data.sample import file_name
 from stepkit.metrics import METRICS
-from stepkit.models import device_of, precision_of
+from stepkit.models import device_of
 from stepkit.networks import load_model
 from stepkit.published import PRINTED
 from stepkit.sweep import sweep
@@ -123,24 +123,26 @@ class Study(Run):
 
         Found again, or made. Arguments as for `maps`; ``options`` are the metric's.
         """
-        (named, run, own), (name, how, _) = (
-            self._one("metrics", metric),
-            self._one("methods", method),
-        )
+        named, run, own = self._one("metrics", metric)
+        name, how, given = self._one("methods", method)
         model, dataset = model or self.first("models"), dataset or self.first("datasets")
         row, found, options = METRICS.find(run), self.maps(method, model, dataset), own | options
         one_of(f"{row.name}: what {name} finds", row.reads, found)
         if row.baseline and "baseline" not in options:
             options["baseline"] = self.mean_colour(dataset)
-        given = self.network(model, dataset), self.batch(dataset), found[row.reads]
-        made_of = {"precision": precision_of(given[0]), "metric": row.run, "options": options}
-        made_of["library"] = _keys.library(*_keys.MAPS, "metrics/")
-        key = _keys.key(model=_keys.model(given[0]), given=given[1:], **made_of)
+        network, shown, tag = (
+            self.network(model, dataset),
+            self.batch(dataset),
+            given.get("tag", ""),
+        )
+        made_of = {"model": store.model_key(network, tag), "library": _keys.library("metrics/")}
+        made_of |= {"metric": row.run, "options": options, "clips": shown}
+        key = _keys.key(maps=found[row.reads], **made_of)
         place = self.folder.joinpath("measured", *map(file_name, (dataset, model, named)))
         path = place / f"{_folder(name, how)}.{key[:8]}.safetensors"
         scores = read_tensors(path, key)
         if scores is None:
-            scores = row.run(*given, **options)
+            scores = row.run(network, shown, found[row.reads], **options)
             write_tensors(path, key, scores)
         return scores
 
@@ -196,10 +198,10 @@ class Study(Run):
 
     def _asked(self, kind: str, given) -> dict[str, tuple]:
         """Return methods or metrics by name, each with its options, which a study may have."""
-        asked, own = by_name(given), getattr(self, kind)
-        return (
-            asked if isinstance(given, Mapping) else asked | {m: own[m] for m in asked if m in own}
-        )
+        asked = by_name(given)
+        if not isinstance(given, Mapping):
+            asked |= {name: own for name, own in getattr(self, kind).items() if name in asked}
+        return asked
 
     def _one(self, kind: str, given) -> tuple:
         ((name, (run, own)),) = self._asked(kind, given).items()
@@ -218,12 +220,10 @@ class Study(Run):
         with opened(executor) as pool:
             for dataset, model in product(self.datasets, self.models):
                 self.network(model, dataset)  # once, here: the workers find its weights
-                calls = (
-                    functools.partial(alone.drawn, dataset),
-                    functools.partial(alone.network, model, dataset),
-                )
+                source = functools.partial(alone.drawn, dataset)
+                network = functools.partial(alone.network, model, dataset)
                 where = {"model_name": file_name(model), "executor": pool}
-                table = sweep(*calls, jobs, self.folder / "maps", **where, **how)
+                table = sweep(source, network, jobs, self.folder / "maps", **where, **how)
                 tables.append(table.assign(dataset=dataset, model=model))
         return pd.concat(tables, ignore_index=True)
 
@@ -233,7 +233,7 @@ class Study(Run):
         Returns maps by label, and a table with a row per method: its cost
         (`stepkit.store.measure`), or why it ``refused`` this model.
         """
-        maps, rows, labels = {}, {}, methods_table()["label"]
+        maps, rows = {}, {}
         where = self.network(model, dataset), self.drawn(dataset), self.folder / "maps"
         known = {"model_name": file_name(model), "i": i, "seed": self.seed}
         for name, (run, own) in tqdm(self.methods.items(), model, disable=not self.progress):
@@ -243,8 +243,8 @@ class Study(Run):
                 rows[name] = {"refused": str(error)}
                 continue
             passes, rows[name] = cost["forward"] + cost["backward"], cost | {"refused": ""}
-            label = f"{labels.get(run, name)}\n{passes:.0f} passes\n{cost['seconds']:.2g} s"
-            maps[label] = found
+            label = METHODS.find(run).label or name
+            maps[f"{label}\n{passes:.0f} passes\n{cost['seconds']:.2g} s"] = found
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         table = table.reindex(columns=["forward", "backward", "seconds", "refused"])
         self.keep(table.reset_index(), f"cost_{model}_{dataset}")

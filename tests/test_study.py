@@ -345,6 +345,9 @@ def test_four_objects_of_ones_own_stand_beside_the_librarys(tmp_path):
     gaps = stats.differences(scores, "insertion", ["dataset", "model"], "brightness")
     assert gaps.index.get_level_values("method").tolist() == ["gradient", "random"]
     assert study.kept("spread")["method"].nunique() == 3
+    maps, costs = study.gallery("Brightest", "mine", i=0)
+    assert next(iter(maps)).startswith("brightness\n")
+    assert (costs["refused"] == "").all()
 
 
 def test_names_and_objects_may_be_mixed_and_the_odd_pair_is_refused(tmp_path):
