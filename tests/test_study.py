@@ -368,7 +368,7 @@ import stepkit as sk
 def run(model, clips, targets, work, *, times=1):
     return clips.sum(1) * times
 
-@sk.metric("peak")
+@sk.metric("peak", columns=("peak",))
 def peak(model, batch, maps):
     return {"peak": maps.amax((1, 2, 3))}
 """
@@ -377,12 +377,15 @@ def peak(model, batch, maps):
 def test_a_module_of_ones_own_gives_names(tmp_path, monkeypatch):
     (tmp_path / "extra_of_a_test.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    names = {"methods": {"by_extra": {"times": 2}, "random": {}}, "metrics": ["peak"]}
-    given = {"out": str(tmp_path), "extra": "extra_of_a_test", "clips": 2}
+    names = {"methods": {"by_extra": {"times": 2}, "gradient": {}, "random": {}}, "metrics": "peak"}
+    given = {"out": str(tmp_path), "extra": "extra_of_a_test", "clips": 3}
     study = Study({"own": Brightest()}, {"mine": made_here()}, **names, **given)
     scores = study.score().set_index("method")
     expected = 2 * study.batch().clips.sum(1).amax((1, 2, 3))
     assert scores.loc["by_extra", "peak"].tolist() == pytest.approx(expected.tolist())
+    by = ["dataset", "model"]
+    alpha = metrics.reliability_table(scores.reset_index(), by)
+    assert alpha.index.tolist() == [("mine", "own", "peak")]
     del metrics.METRICS._rows["peak"], sys.modules["extra_of_a_test"]  # as in a new process
     again = pickle.loads(pickle.dumps(study))
     assert again.made == {}

@@ -22,8 +22,9 @@ class Metric:
         curve, is kept with the scores, and stands in no table.
     label : str
         For people.
-    lower_is_better : tuple of str
-        Of the columns.
+    columns, lower_is_better : tuple of str
+        The columns that say how good a map is, and those of them where lower is better: α, and the
+        agreement with the truth, are of these (`stepkit.metrics.reliability_table`).
     reads : str
         What it scores of all that a method finds: ``"maps"``, or ``"masks"`` (N, A, T, H, W).
     baseline : bool
@@ -33,6 +34,7 @@ class Metric:
     name: str
     run: Callable
     label: str = ""
+    columns: tuple[str, ...] = ()
     lower_is_better: tuple[str, ...] = ()
     reads: str = "maps"
     baseline: bool = False
@@ -40,3 +42,9 @@ class Metric:
 
 METRICS = Registry("metric", Metric)
 metric = METRICS.register
+
+
+def score_columns(scores) -> dict[str, bool]:
+    """Return which columns of a table of scores say how good a map is, and if lower is better."""
+    rows = [(column, row) for row in METRICS.values() for column in row.columns]
+    return {column: column in row.lower_is_better for column, row in rows if column in scores}

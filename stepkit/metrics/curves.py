@@ -43,6 +43,7 @@ from stepkit.removal import Removal
 
 __all__ = ["Curve", "auc", "deletion", "insertion", "perturbed", "watch"]
 
+BOTH = "insertion", "deletion"
 _CUT = WeakIdKeyDictionary()  # units of clips: superpixels, which all methods and both curves share
 
 
@@ -145,14 +146,11 @@ def deletion(model: nn.Module, clips: Tensor, maps: Tensor, targets, **options) 
     return _curve("deletion", model, clips, maps, targets, **_known(options))
 
 
-@metric("auc", label="insertion and deletion AUC", lower_is_better=("deletion",), baseline=True)
+@metric("auc", label="AUC", columns=BOTH, lower_is_better=("deletion",), baseline=True)
 def auc_of_both(model: nn.Module, batch: Batch, maps: Tensor, **options) -> dict[str, Tensor]:
-    """Return the AUC of insertion and of deletion, (N,) each, and their curves (N, L+1).
-
-    ``options`` are those of `insertion`.
-    """
+    """Return both AUCs (N,), and the curves (N, L+1); ``options`` are those of `insertion`."""
     found, given = {}, (model, batch.clips, maps, batch.targets)
-    for operation in ("insertion", "deletion"):
+    for operation in BOTH:
         curve = _curve(operation, *given, **_known(options))
         found |= {operation: curve.auc, f"{operation} curve": curve.curve}
     return found
@@ -165,8 +163,8 @@ def smallest_mask(
     """Compare Φ_c of the smallest mask, Φ_c(M_v ⊗ X) of Eq. 4, with Φ_c of the whole clip.
 
     Of masks (N, A, T, H, W) the first is scored. Returns, (N,) each: Φ of the clip, Φ of what the
-    mask keeps, whether that is ``higher``, the share of the mask ``on evidence``, and ``chance``,
-    the share of the clip that is evidence.
+    mask keeps, whether that is ``higher``; the share of the mask, and of the clip (``chance``),
+    that is on evidence.
     """
     first = tensor("masks", masks, "(N, A, T, H, W)")[:, 0].contiguous()
     shown = batch.clips, removals.named(removal).apply(batch.clips, first)
@@ -202,7 +200,7 @@ def perturbed(
     ``clip`` (3, T, H, W), ``values`` (T, H, W) -> (3, T, H, W); most relevant first, see
     `insertion`. The picture beside a curve (Fig. 4).
     """
-    one_of("operation", operation, ("insertion", "deletion"))
+    one_of("operation", operation, BOTH)
     require(0 <= share <= 1, "share", share, "between 0 and 1")
     (labels,) = _units(clip[None], "patch", patch)
     ranks = unit_ranks(values.cpu(), labels)

@@ -128,7 +128,7 @@ def pointing_game(
     return found
 
 
-@metric("located", label="pointing game, share and overlap of the evidence")
+@metric("located", label="pointing game, share and overlap", columns=("hit", "mass", "iou"))
 def located(
     model: nn.Module,
     batch: Batch,

@@ -1,7 +1,6 @@
 """How far a metric of attribution can be trusted: the measure α (paper §IV-B, Eqs. 20-21)."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +8,10 @@ import pandas as pd
 from torch import Tensor
 
 from stepkit._checks import require, warn
+from stepkit.metrics._metric import score_columns
 from stepkit.stats import bootstrap
 
 __all__ = [
-    "LOWER_IS_BETTER",
     "Reliability",
     "agreement",
     "alpha_difference",
@@ -21,8 +20,6 @@ __all__ = [
     "reliability_gap",
     "reliability_table",
 ]
-
-LOWER_IS_BETTER = {"insertion": False, "deletion": True}
 
 
 @dataclass(frozen=True)
@@ -134,20 +131,17 @@ def reliability(
     return Reliability(found.of_all, interval, found.beats.mean(1), found.ranked)
 
 
-def reliability_table(
-    scores: pd.DataFrame, by: list[str], metrics: Mapping[str, bool] = LOWER_IS_BETTER, **options
-) -> pd.DataFrame:
-    """Return α of insertion and of deletion for each group of a table of scores (Fig. 3).
+def reliability_table(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFrame:
+    """Return α of each metric, for each group of a table of scores (Fig. 3).
 
     Parameters
     ----------
     scores : DataFrame
-        A row per clip and method: columns ``clip, method, insertion, deletion`` and those of
-        ``by``. The method ``"random"`` is what the others have to beat.
+        A row per clip and method: columns ``clip``, ``method``, those of ``by``, and those of
+        metrics (`Metric.columns`), such as ``insertion`` and ``deletion``. The method ``"random"``
+        is what the others have to beat.
     by : list of str
         Columns, such as dataset, model and unit.
-    metrics : dict of str to bool
-        The columns that are scores, and whether lower is better.
     **options
         Of `reliability`.
 
@@ -158,7 +152,7 @@ def reliability_table(
     """
     rows = {}
     for group, part in scores.groupby(by, sort=False):
-        for metric, side in _sides(part, metrics).items():
+        for metric, side in _sides(part).items():
             found = reliability(**side, **options)
             rows[(*group, metric)] = (found.alpha, *found.interval)
     index = pd.MultiIndex.from_tuples(rows, names=[*by, "metric"])
@@ -170,17 +164,17 @@ def reliability_gap(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFr
 
     Arguments as for `reliability_table`. Columns ``mean, low, high``, a row per group.
     """
-    rows = {
-        group: alpha_difference(*_sides(part, LOWER_IS_BETTER).values(), **options)
-        for group, part in scores.groupby(by, sort=False)
-    }
+    rows = {}
+    for group, part in scores.groupby(by, sort=False):
+        sides = _sides(part)
+        rows[group] = alpha_difference(sides["insertion"], sides["deletion"], **options)
     return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=by))
 
 
-def _sides(part: pd.DataFrame, metrics: Mapping[str, bool]) -> dict[str, dict]:
+def _sides(part: pd.DataFrame) -> dict[str, dict]:
     """Return what `reliability` takes, for each metric of a group of scores."""
     found = {}
-    for metric, lower in metrics.items():
+    for metric, lower in score_columns(part).items():
         wide = part.pivot(index="clip", columns="method", values=metric)
         found[metric] = {"random_scores": wide.pop("random"), "scores": wide}
         found[metric]["lower_is_better"] = lower
@@ -230,7 +224,7 @@ def agreement(scores: pd.DataFrame, truth: pd.DataFrame, by: list[str], value: s
     both = scores.merge(truth[[*keys, "clip", "method", value]], "left", [*keys, "clip", "method"])
     rows = []
     for (*group, clip), part in both.groupby([*by, "clip"], sort=False):
-        for metric, lower in LOWER_IS_BETTER.items():
+        for metric, lower in score_columns(scores).items():
             columns = np.stack([part[metric] * (-1 if lower else 1), part[value]])[:, None]
             methods = columns[..., part["method"].to_numpy() != "random"]
             rhos = [rank_correlation(*given)[0] for given in (methods, columns)]
