@@ -44,9 +44,7 @@ def cam(model, clips, targets, work, *, layer=None, grid=None, grid_order=None) 
     """
     score = work.score
     require(score.one_logit, "score", score.name, "the score of a class, for CAM's classifier")
-    activation, logits, _ = _activation_and_slope(
-        model, clips, targets, work, layer, grid, grid_order
-    )
+    activation, logits, _ = _activation(model, clips, targets, work, layer, grid, grid_order)
     require(logits.ndim == 2, "model", f"output {tuple(logits.shape)}", "logits (N, K), for CAM")
     pooled = activation.mean((2, 3, 4))
     exact = all(values.dtype.itemsize >= 4 for values in model.parameters())
@@ -91,9 +89,7 @@ def grad_cam(model, clips, targets, work, *, layer=None, grid=None, grid_order=N
         (TimeSformer). By default it is found out by changing halves of a clip
         (`stepkit.attribution._cells`).
     """
-    activation, _, slope = _activation_and_slope(
-        model, clips, targets, work, layer, grid, grid_order
-    )
+    activation, _, slope = _activation(model, clips, targets, work, layer, grid, grid_order)
     slope = slope()
     found = (slope.mean((3, 4), keepdim=True) * activation).sum(1).relu()
     return upsample(found, clips.shape[2:])
@@ -115,9 +111,7 @@ def grad_cam_pp(model, clips, targets, work, *, layer=None, grid=None, grid_orde
     layer, grid, grid_order
         As for `grad_cam`.
     """
-    activation, _, slope = _activation_and_slope(
-        model, clips, targets, work, layer, grid, grid_order
-    )
+    activation, _, slope = _activation(model, clips, targets, work, layer, grid, grid_order)
     slope = slope()
     # α with g² cancelled, which would underflow; where g is 0 so is its term of the sum
     below = 2 + slope * activation.sum((3, 4), keepdim=True)
@@ -144,7 +138,7 @@ def score_cam(model, clips, targets, work, *, layer=None, grid=None, grid_order=
     layer, grid, grid_order
         As for `grad_cam`.
     """
-    activation, *_ = _activation_and_slope(model, clips, targets, work, layer, grid, grid_order)
+    activation, *_ = _activation(model, clips, targets, work, layer, grid, grid_order)
     least = torch.finfo(activation.dtype).tiny
 
     def masks(channels: Tensor) -> Iterator[Tensor]:
@@ -174,7 +168,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype.itemsize < 4 else values
 
 
-def _activation_and_slope(model, clips: Tensor, targets: Tensor, work, layer, grid, grid_order):
+def _activation(model, clips: Tensor, targets: Tensor, work, layer, grid, grid_order):
     """Return a layer's activation A (N, K, T', H', W'), what the network put out, and a function.
 
     That returns ∂logit_c/∂A, as A is arranged.
