@@ -6,6 +6,7 @@ library. ``import stepkit as sk``; the names below are its public face.
 
 import getpass
 import os
+import pkgutil
 import tempfile
 
 __version__ = "0.1.0"  # said here alone: a clone on the path has no metadata
@@ -63,14 +64,11 @@ __all__ = [
 ]
 
 
+_LATER = {"explore": "stepkit.explorer:explore", "plots": "stepkit.viz.plots"}
+
+
 def __getattr__(name: str):
     """Import what needs Jupyter's widgets, as seaborn does, when it is first asked for."""
-    if name == "explore":
-        from stepkit.explorer import explore
-
-        return explore
-    if name == "plots":
-        from stepkit.viz import plots
-
-        return plots
+    if name in _LATER:
+        return pkgutil.resolve_name(_LATER[name])
     raise AttributeError(f"module 'stepkit' has no attribute {name!r}")
