@@ -10,29 +10,32 @@ import pandas as pd
 
 from stepkit import __version__
 from stepkit._checks import one_of, require
+from stepkit._registry import bring
 from stepkit._settings import read_settings
-from stepkit.attribution import methods as methods_table
+from stepkit.attribution import METHODS, PRESETS
 from stepkit.data import load_dataset
 from stepkit.reproduce import reproduce
 from stepkit.sweep import ready, sweep
 
 _SEVERAL = {"nargs": "+", "action": "extend", "default": []}
 _SETTINGS = _SEVERAL | {"dest": "settings", "metavar": "KEY=VALUE"}
-_REPRODUCE = {
+_REPRODUCE = {  # option: default, what it is
     "--profile": ("quick", "quick: the notebooks' own defaults; another: params/NAME.yaml"),
     "--data": (None, "folder of the videos of the profile"),
-    "--out": (None, "folder of the run (default: runs, in the clone)"),
+    "--out": (None, "folder of the run (None: runs, in the clone)"),
 }
-_DATA = "appearance, object, motion (generated), ucf101-24, epic-object, something-v2, or folder:"
 _SWEEP = {
-    "--dataset": ("folder", f"{_DATA} videos of your own"),
+    "--dataset": ("folder", "folder: videos of your own; or another name that load_dataset knows"),
     "--data": ("", "folder of its videos"),
     "--split": ("test", "train, val, test or all"),
     "--frames": (16, "of a clip"),
     "--size": (112, "height and width, pixels"),
     "--n": (0, "so many clips, of all classes in turn (0: all; 120 generated ones)"),
-    "--model": ("r2plus1d_18", "r2plus1d_18, r50l, r2plus1d_narrow, r50l_narrow"),
+    "--model": ("r2plus1d_18", "a name that load_model knows, or package.module:function"),
+    "--weights": ("", "of the model: a .safetensors file, or torchvision's KINETICS400_V1, ..."),
     "--precision": ("float32", "float32, bfloat16, or auto: bfloat16 where it is fast"),
+    "--preset": ("", "of STEP: default, printed, released, fast"),
+    "--extra": ("", "package.module whose methods and datasets are known by name"),
     "--executor": ("loop", "loop, threads, processes, dask, or tcp://host:port"),
     "--workers": (0, "how many (0: one per core)"),
     "--threads": (1, "of torch, in each job"),
@@ -54,9 +57,7 @@ def parser() -> argparse.ArgumentParser:
     text = "explain a dataset by some methods, on any number of workers; resumes"
     add = _command(commands, "sweep", text, _SWEEP)
     add("--out", required=True, help="folder of maps and manifest")
-    add("--weights", required=True, help="of the model, a .safetensors file")
-    text = "ids of stepkit.methods(), which lists their options as well"
-    add("--method", nargs="+", default=["step"], help=text)
+    add("--method", nargs="+", default=["step"], help="ids of stepkit.methods()")
     add("--set", **_SETTINGS, help="options of the methods that have them; values as in YAML")
     return top
 
@@ -71,40 +72,40 @@ def _command(commands, name: str, text: str, options: dict):
     return command.add_argument
 
 
-def _sweep(
-    *, dataset, data, split, frames, size, n, model, weights, precision, method, settings, **others
-) -> int:
+def _sweep(**given) -> int:
     """Carry out ``stepkit sweep``; 0, or 1 if clips failed or it had to stop, 130 for Ctrl-C."""
-    source = partial(load_dataset, dataset, split, frames=frames, size=size, n=n or 120, data=data)
-    methods = _options(method, read_settings(settings))
-    require(Path(weights).is_file(), "--weights", weights, "a file")
-    network = partial(ready, model, len(source().classes), weights, precision)
+    take = given.pop
+    clips = {name: take(name) for name in ("frames", "size", "data", "extra")}
+    bring(clips["extra"])
+    settings, preset = read_settings(take("settings")), take("preset")
+    if preset:
+        one_of("--preset", preset, PRESETS)
+        settings["preset"] = preset
+    methods = _options(take("method"), settings)
+    n, model, weights = take("n") or None, take("model"), take("weights")
+    source = partial(load_dataset, take("dataset"), take("split"), n=n or 120, **clips)
+    expected = "a .safetensors file or a name of torchvision's: an untrained one explains nothing"
+    require(bool(weights) or ":" in model, "--weights", "none", expected)
+    network = partial(ready, model, len(source().classes), weights, take("precision"))
     network()  # a wrong name or file is refused here, not by every job
-    given = source, network, methods
+    given |= {"model_name": model.replace(":", "."), "n": n, "progress": True}
     try:
-        table = sweep(*given, model_name=model, n=n or None, progress=True, **others)
+        return _told(sweep(source, network, methods, **given))
     except (BrokenExecutor, OSError) as error:
         print(f"stepkit: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stepkit: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return _told(table)
 
 
 def _options(methods: list[str], settings: dict) -> dict[str, dict]:
     """Return each method with those of the settings that it has."""
-    known = methods_table()["options"].str.split(", ")
-    for name in methods:
-        one_of("method", name, known.index)
-    has = {name: [*known[name], "score"] for name in methods}
+    has = {name: [*METHODS.find(name).option_names(), "score"] for name in methods}
     for key in settings:
         used = any(key in options for options in has.values())
         require(used, "--set", key, f"an option of {' or '.join(methods)}")
-    return {
-        name: {key: value for key, value in settings.items() if key in options}
-        for name, options in has.items()
-    }
+    return {name: {key: settings[key] for key in settings if key in has[name]} for name in has}
 
 
 def _told(table: pd.DataFrame) -> int:
@@ -121,11 +122,10 @@ def _told(table: pd.DataFrame) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status (2: the command cannot be carried out)."""
     options = vars(parser().parse_args(arguments))
+    run = {"sweep": _sweep, "reproduce": reproduce}[options.pop("command")]
     try:
-        if options.pop("command") == "sweep":
-            return _sweep(**options)
-        return reproduce(**options)
-    except ValueError as error:
+        return run(**options)
+    except (ValueError, FileNotFoundError) as error:
         print(f"stepkit: {error}", file=sys.stderr)
         return 2
 

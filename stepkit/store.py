@@ -8,6 +8,7 @@ same bytes.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,19 +22,19 @@ from stepkit._files import fingerprint, is_damaged, read_tensors, write_tensors
 from stepkit.attribution import METHODS
 from stepkit.attribution._door import results
 from stepkit.attribution.cost import measured
-from stepkit.data import collate
-from stepkit.data.sample import balanced, file_name
+from stepkit.data.sample import as_dataset, balanced, collate, file_name
 from stepkit.models import precision_of
 
 __all__ = ["TOGETHER", "Store", "chosen", "clip_seed", "maps", "measure", "model_key"]
 
 TOGETHER = 8  # clips in memory at once
 CHUNK = 16  # perturbed copies of one clip that go through the network together
+COST = "seconds", "forward", "backward"
 HEALED = "made again, the file was damaged"
 
 
 def maps(
-    method: str,
+    method: str | Callable,
     model: nn.Module,
     dataset,
     out: str | Path,
@@ -51,11 +52,11 @@ def maps(
 
     Parameters
     ----------
-    method : str
-        An id of `stepkit.methods`.
+    method : str or callable
+        An id of `stepkit.methods`, or a function as `stepkit.attribute` takes it.
     model : nn.Module
         Explained for each clip's true class.
-    dataset : dataset of stepkit
+    dataset : dataset or list of Sample
     out : path
         The run's folder of maps.
     model_name : str
@@ -87,24 +88,23 @@ def maps(
     TypeError
         Part of the model or of the options cannot be named, see `stepkit._keys`.
     """
-    indices = chosen(dataset, n, seed)
-    place = Path(out) / dataset.name / model_name / (folder or method)
+    dataset, name = as_dataset(dataset), folder or METHODS.find(method).name
+    place = Path(out) / dataset.name / model_name / name
     store = Store(method, model, model_key(model, tag), place, seed, options)
-    found: list[dict] = []
-    with tqdm(total=len(indices), desc=method, disable=not progress, leave=False) as bar:
-        for start in range(0, len(indices), batch_size):
-            samples = [dataset[i] for i in indices[start : start + batch_size]]
-            tensors, done = store.take(samples, batch_size)
-            for sample, what in zip(samples, done, strict=True):
-                if what == HEALED:
-                    warn(f"{store.file(sample)[0]}: damaged, made again")
-            found += tensors
-            bar.update(len(samples))
-    return {name: torch.stack([result[name] for result in found]) for name in found[0]}
+    indices, found = chosen(dataset, n, seed), []
+    starts = range(0, len(indices), batch_size)
+    for start in tqdm(starts, name, disable=not progress, leave=False):
+        samples = [dataset[i] for i in indices[start : start + batch_size]]
+        tensors, done = store.take(samples, batch_size)
+        for sample, what in zip(samples, done, strict=True):
+            if what == HEALED:
+                warn(f"{place / sample.id}: damaged, made again")
+        found += tensors
+    return {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
 
 
 def measure(
-    method: str,
+    method: str | Callable,
     model: nn.Module,
     dataset,
     out: str | Path,
@@ -119,30 +119,18 @@ def measure(
     Arguments as for `maps`; a clip that is done already is read from disk, with what it cost
     then: ``seconds``, ``forward`` and ``backward`` passes, see `stepkit.attribution.cost`.
     """
-    sample, folder = dataset[i], METHODS.find(method).name
-    place = Path(out) / dataset.name / model_name / folder
-    store = Store(method, model, model_key(model), place, seed, options)
-    path, key = store.file(sample, "_alone")
-    found = read_tensors(path, key)
-    if found is None:
-
-        def alone(*_):
-            return _make(method, model, [sample], CHUNK, seed, options)[0]
-
-        _make("random", model, [sample], 1, seed, {})  # passes that every model is met with, once
-        made, cost = measured(alone, model, sample.clip[None])
-        found = made | {name: torch.tensor(value) for name, value in cost.items()}
-        write_tensors(path, key, found)
-    cost = {name: found[name].item() for name in ("seconds", "forward", "backward")}
-    return found["maps"], cost
+    dataset = as_dataset(dataset)
+    place = Path(out) / dataset.name / model_name / METHODS.find(method).name
+    store = Store(method, model, model_key(model), place, seed, options, measured=True)
+    (found,), _ = store.take([dataset[i]], CHUNK)
+    return found["maps"], {name: found[name].item() for name in COST}
 
 
 def chosen(dataset, n: int | None = None, seed: int = 0) -> list[int]:
-    """Return which clips: ``n``, of all classes in turn where the dataset tells them."""
+    """Return which clips: ``n``, of all classes in turn."""
     n = len(dataset) if n is None else n
     require(0 < n <= len(dataset), "n", n, f"1..{len(dataset)} clips")
-    told = hasattr(dataset, "targets") and hasattr(dataset, "classes")
-    return balanced(dataset, n, seed) if told else list(range(n))
+    return balanced(dataset, n, seed)
 
 
 def model_key(model: nn.Module, tag: str = "") -> str:
@@ -156,14 +144,15 @@ def model_key(model: nn.Module, tag: str = "") -> str:
 class Store:
     """Where the maps of one method on one model lie, and how they come to be there."""
 
-    method: str
+    method: str | Callable
     model: nn.Module
     model_key: str
     folder: Path
     seed: int = 0
     options: dict = field(default_factory=dict)
+    measured: bool = False  # with what it cost, clips one by one
 
-    def file(self, sample, suffix: str = "") -> tuple[Path, str]:
+    def file(self, sample) -> tuple[Path, str]:
         """Return where a result lies, and its key: of other options, model or clip, other ones."""
         row = METHODS.find(self.method)
         key = _keys.key(
@@ -175,7 +164,8 @@ class Store:
             options=row.filled(self.options, sample.clip.shape[1:]),
             seed=clip_seed(self.seed, sample.id),
         )
-        return self.folder / f"{file_name(sample.id + suffix)}.{key[:8]}.safetensors", key
+        name = file_name(f"{sample.id}_alone" if self.measured else sample.id)
+        return self.folder / f"{name}.{key[:8]}.safetensors", key
 
     def take(self, samples: list, batch_size: int) -> tuple[list[dict[str, Tensor]], list[str]]:
         """Return what is known of a few samples, and whether it was found or made for each."""
@@ -185,7 +175,7 @@ class Store:
         if "made" not in done:
             return found, done
         # the whole batch: rounding depends on what a clip is batched with
-        made = _make(self.method, self.model, samples, batch_size, self.seed, self.options)
+        made = _make(self, samples, batch_size)
         for i, (path, key) in enumerate(files):
             if found[i] is None:
                 done[i] = HEALED if is_damaged(path) else "made"
@@ -194,14 +184,23 @@ class Store:
         return found, done
 
 
+def _make(store: Store, samples: list, batch_size: int) -> list[dict[str, Tensor]]:
+    """Explain samples; one dict of tensors each."""
+    batch, seeds = collate(samples), [clip_seed(store.seed, sample.id) for sample in samples]
+    given = {"batch_size": batch_size, "seed": seeds} | store.options
+
+    def explain(model, clips):
+        return results(store.method, model, clips, batch.targets, **given)
+
+    if store.measured:
+        results("random", store.model, batch.clips, batch.targets)  # passes by which it is met
+        found, cost = measured(explain, store.model, batch.clips)
+        found |= {name: torch.tensor([cost[name]] * len(samples)) for name in COST}
+    else:
+        found = explain(store.model, batch.clips)
+    return [{name: values[i] for name, values in found.items()} for i in range(len(samples))]
+
+
 def clip_seed(seed: int, clip_id: str) -> int:
     """Return the seed of a clip, whatever the order and the worker."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()[:7])
-
-
-def _make(method, model, samples, batch_size, seed, options) -> list[dict[str, Tensor]]:
-    """Explain samples; one dict of tensors each."""
-    batch, seeds = collate(samples), [clip_seed(seed, sample.id) for sample in samples]
-    given = {"batch_size": batch_size, "seed": seeds}
-    named = results(method, model, batch.clips, batch.targets, **given, **options)
-    return [{name: values[i] for name, values in named.items()} for i in range(len(samples))]

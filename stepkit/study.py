@@ -214,7 +214,7 @@ class Study(Run):
         """
         alone = replace(self, out=str(self.folder.resolve()), progress=False)
         methods = self.methods if methods is None else self._asked("methods", methods)
-        jobs = {_folder(name, run): own for name, (run, own) in methods.items()}
+        jobs = {_folder(name, run): (run, own) for name, (run, own) in methods.items()}
         how = {"batch_size": store.TOGETHER, "seed": self.seed, "progress": self.progress}
         tables = []
         with opened(executor) as pool:

@@ -24,7 +24,9 @@ from stepkit._checks import one_of, require
 from stepkit._manifest import Manifest, probe
 from stepkit._workers import executor as opened
 from stepkit._workers import in_any_order, unwound
+from stepkit.attribution import METHODS
 from stepkit.attribution._door import BLANK, is_blank
+from stepkit.data.sample import as_dataset
 from stepkit.models import precision_of
 from stepkit.networks import load_model
 from stepkit.prepare import prepare
@@ -39,7 +41,7 @@ FATAL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errn
 def sweep(
     source: Callable,
     network: Callable,
-    methods: dict[str, dict],
+    methods: dict[str, dict | tuple[str | Callable, dict]],
     out: str | Path,
     *,
     model_name: str,
@@ -62,7 +64,9 @@ def sweep(
         should be a function of a module, or ``functools.partial`` of one:
         ``partial(sk.load_dataset, "ucf101-24", "test", frames=16, size=112, data="/data")``.
     methods : dict of str to dict
-        Options of each method. ``"step@cylinder"`` is method ``"step"`` in a folder of that name.
+        Options of each method. ``"step@cylinder"`` is method ``"step"`` in a folder of that name;
+        ``{"mine": (function, {"steps": 8})}`` a function of one's own, as `stepkit.attribute` takes
+        it, of a module that workers can import.
     out : path
         As for `stepkit.store.maps`; workers on other machines need to see it under the same name.
     model_name : str
@@ -120,17 +124,19 @@ def sweep(
     for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1)):
         require(type(value) is int and value >= least, name, value, f"at least {least}")
     require(type(retries) is int and retries >= 0, "retries", retries, "at least 0")
-    dataset = source()
+    dataset = as_dataset(source())
     place = Path(out) / dataset.name / model_name
     calls = _pickled("source", source), _pickled("network", network)
-    do = partial(work, Plan(*calls, methods, place, batch_size, threads, seed, tag))
+    runs = {folder: _run(folder, asked) for folder, asked in methods.items()}
+    do = partial(work, Plan(*calls, runs, place, batch_size, threads, seed, tag))
     clips = chosen(dataset, n, seed)
     starts = range(0, len(clips), batch_size)
-    jobs = [(folder, clips[at : at + batch_size]) for folder in methods for at in starts]
-    manifest = Manifest(place, methods, {i: dataset.ids[i] for i in clips})
+    jobs = [(folder, clips[at : at + batch_size]) for folder in runs for at in starts]
+    told = {folder: options for folder, (_, options) in runs.items()}
+    manifest = Manifest(place, told, {i: dataset.ids[i] for i in clips})
     bar = tqdm(total=len(manifest.rows), unit="clip", disable=not progress)
     try:
-        probe([place / folder for folder in methods], [dataset.ids[i] for i in clips])
+        probe([place / folder for folder in runs], [dataset.ids[i] for i in clips])
         with unwound(), opened(executor, workers) as pool, manifest, bar:
             for _ in range(retries + 1):
                 jobs = _attempt(do, jobs, pool, manifest, bar)
@@ -140,6 +146,12 @@ def sweep(
     except BrokenExecutor as error:
         raise BrokenExecutor(f"{error}; {manifest.rest}") from error
     return manifest.table
+
+
+def _run(folder: str, asked: dict | tuple) -> tuple[Callable, dict]:
+    """Return a method as a function, with whose module a worker imports it, and its options."""
+    name, options = asked if isinstance(asked, tuple) else (folder.partition("@")[0], asked)
+    return METHODS.find(name).run, options
 
 
 def _attempt(do: Callable, jobs: list, pool: Executor | None, manifest: Manifest, bar) -> list:
@@ -170,7 +182,7 @@ class Plan:
 
     source: bytes  # pickled calls, which the worker makes once: nothing heavy travels
     network: bytes
-    methods: dict[str, dict]
+    methods: dict[str, tuple[Callable, dict]]
     place: Path
     batch_size: int
     threads: int
@@ -188,8 +200,8 @@ def work(plan: Plan, job: tuple[str, list[int]]) -> list[dict]:
     torch.set_num_threads(plan.threads)
     try:
         model, key = _own.model(plan.network, plan.tag)
-        dataset, method = _own.dataset(plan.source), folder.partition("@")[0]
-        store = Store(method, model, key, plan.place / folder, plan.seed, plan.methods[folder])
+        dataset, (run, options) = _own.dataset(plan.source), plan.methods[folder]
+        store = Store(run, model, key, plan.place / folder, plan.seed, options)
         found, done = store.take([dataset[i] for i in clips], plan.batch_size)
         notes = [f"the map is {BLANK}" if is_blank(result["maps"]) else "" for result in found]
         told = {"status": "done", "error": "", "precision": precision_of(model)}
@@ -225,6 +237,10 @@ def _made(call: bytes):
         return pickle.loads(call)()
 
 
+def _made_dataset(call: bytes):
+    return as_dataset(_made(call))
+
+
 def _made_model(call: bytes, tag: str) -> tuple[nn.Module, str]:
     model = _made(call)
     return model, model_key(model, tag)
@@ -234,18 +250,19 @@ class _Own(threading.local):
     """What a thread has made; a model is changed while it is explained: no two threads share it."""
 
     def __init__(self):
-        self.dataset, self.model = lru_cache(4)(_made), lru_cache(4)(_made_model)
+        self.dataset, self.model = lru_cache(4)(_made_dataset), lru_cache(4)(_made_model)
 
 
 _own = _Own()
 
 
-def ready(name: str, classes: int, weights: str, precision: str = "float32") -> nn.Module:
+def ready(name: str, classes: int, weights: str = "", precision: str = "float32") -> nn.Module:
     """Return a model as the command line sweeps with it: prepared, on a GPU where there is one.
 
-    ``precision`` is ``"float32"``, or ``"bfloat16"`` or ``"auto"`` as for `stepkit.prepare`.
+    ``name`` and ``weights`` as for `stepkit.load_model`; ``precision`` is ``"float32"``, or
+    ``"bfloat16"`` or ``"auto"`` as for `stepkit.prepare`.
     """
     one_of("precision", precision, ("float32", "bfloat16", "auto"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(name, classes, weights=weights).to(device)
+    model = load_model(name, classes, weights or None).to(device)
     return prepare(model, None if precision == "float32" else precision)

@@ -508,7 +508,12 @@ def test_the_command_line_sweeps(tmp_path, weights, capsys):
             "--set preset: expected YAML of plain values",
         ),
         (["--set", "samples=2"], "--set: got samples, expected an option of step"),
-        (["--weights", "nowhere"], "--weights: got nowhere, expected a file"),
+        (["--weights", ""], "--weights: got none, expected a .safetensors file or a name of"),
+        (["--weights", "nowhere"], "weights: got 'nowhere', expected a .safetensors file"),
+        (["--weights", "nowhere.safetensors"], "weights: got 'nowhere.safetensors', expected"),
+        (["--extra", "no.such"], "extra: got 'no.such'"),
+        (["--preset", "quick"], "--preset: got 'quick'"),
+        (["--model", "mine:net"], "mine"),
         (["--executor", "fork"], "executor: got 'fork'"),
         (["--dataset", "ucf101-24"], "data: got ''"),
         (["--model", "r2plus1d_narow"], "name: got 'r2plus1d_narow', expected 'r2plus1d_narrow'?"),
@@ -523,7 +528,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, weights, options, said, c
 
 
 def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path, weights):
-    step = ["--method", "step", "--set", "preset=fast", "iterations=8"]
+    step = ["--method", "step", "--preset", "fast", "--set", "iterations=8"]
     main(command(weights, tmp_path / "whole", *step))
     given = [sys.executable, "-m", "stepkit", *command(weights, tmp_path / "killed", *step)]
     process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -536,6 +541,73 @@ def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path, weights):
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert len(before) >= 2
+
+
+OWN = """
+import torch, stepkit as sk
+
+@sk.method("mine", needs_gradient=True)
+def mine(model, clips, targets, work, *, power=1):
+    return clips.abs().mean(1) ** power
+
+@sk.dataset("bright")
+def bright(split, *, n, frames, size):
+    clips = torch.rand(3, 3, frames, size, size, generator=torch.Generator().manual_seed(0))
+    return [sk.data.Sample(clip, i % 2, f"{split} {i}", []) for i, clip in enumerate(clips)]
+
+class Net(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(classes))
+
+    def forward(self, clips):
+        return (clips**2).mean((2, 3, 4))[:, : len(self.scale)] * self.scale
+"""
+
+
+def test_methods_data_and_networks_of_ones_own_on_the_command_line(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    given = ["--model", "own:Net", "--extra", "own", "--dataset", "bright", "--split", "all"]
+    given += ["--method", "mine", "gradient", "--set", "power=2", "--frames", "3", "--size", "16"]
+    given += ["--out", str(tmp_path / "out"), "--executor", "processes", "--workers", "1"]
+    path = os.pathsep.join([str(tmp_path), str(Path(store.__file__).parents[1])])
+
+    def told(*more):
+        ran = [sys.executable, "-m", "stepkit", "sweep", *given, *more]
+        env = os.environ | {"PYTHONPATH": path}
+        done = subprocess.run(ran, capture_output=True, text=True, env=env, check=False)
+        return done.stdout, done.stderr, done.returncode
+
+    said, errors, status = told()
+    assert (said, status) == ("6 of 6 done: 6 made\n", 0), errors
+    folder = tmp_path / "out" / "bright" / "own.Net"
+    assert len(files(folder)) == 6
+    kept = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    assert kept["options"].tolist() == ["power=2"] * 3 + [""] * 3
+    (tmp_path / "own.py").write_text(OWN.replace("** power", "** (power + 1)"))
+    assert told("--executor", "loop")[0] == "6 of 6 done: 3 made, 3 found\n"
+
+
+def bold(model, clips, targets, work, *, power=1):
+    return clips.abs().mean(1) ** power
+
+
+def samples():
+    noise = torch.Generator().manual_seed(0)
+    clips = torch.rand(2, 3, 3, 24, 24, generator=noise)
+    return [sk.data.Sample(clip, i, f"clip {i}", []) for i, clip in enumerate(clips)]
+
+
+def test_a_function_and_a_list_of_samples_are_swept_and_found(tmp_path):
+    table = run(tmp_path, samples, methods={"own@2": (bold, {"power": 2})})
+    assert table["what"].tolist() == ["made", "made"]
+    before = files(tmp_path / "samples" / "narrow" / "own@2")
+    where = {"model_name": "narrow", "folder": "own@2", "batch_size": 1, "power": 2}
+    found = store.maps(bold, NETWORK(), samples(), tmp_path, **where)["maps"]
+    for values, sample in zip(found, samples(), strict=True):
+        torch.testing.assert_close(values, sample.clip.abs().mean(0) ** 2)
+    assert before == files(tmp_path / "samples" / "narrow" / "own@2")
+    assert len(before) == len(files(tmp_path)) == 2
 
 
 class Sorted(Synthetic):
