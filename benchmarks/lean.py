@@ -5,33 +5,23 @@ and keeps the fastest: cuDNN and passes over memory, cuDNN's fused calls, or one
 """
 
 import os
-import sys
-import time
 from functools import partial
-from statistics import median
-from unittest.mock import MagicMock
 
 import torch
+from common import clocked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-try:
-    import av  # noqa: F401
-except ImportError:  # nothing here reads a video
-    for part in ("", ".codec", ".codec.context", ".stream", ".video", ".video.reformatter"):
-        sys.modules["av" + part] = MagicMock()
-
 # isort: split
 import triton
 from triton import language as tl
 
 from stepkit import _convolutions
 
-if (
-    os.environ.get("TRITON_INTERPRET") == "1"
-):  # its integers are arrays, which NumPy no longer takes
+if os.environ.get("TRITON_INTERPRET") == "1":
+    # its integers are arrays, which NumPy no longer takes
     from triton.runtime import interpreter
 
     _patch = interpreter._patch_lang_tensor
@@ -42,19 +32,10 @@ if (
 
     interpreter._patch_lang_tensor = _patched
 
-CONFIGS = [  # rows, columns, more columns, depth, warps, stages
-    (128, 128, 0, 64, 8, 3),
+CONFIGS = [  # rows, columns, more columns, depth, warps, stages: of twelve, those that won most
     (128, 128, 0, 32, 4, 4),
     (128, 128, 32, 32, 8, 4),
-    (128, 128, 32, 64, 8, 3),
-    (256, 128, 32, 32, 8, 4),
-    (128, 64, 0, 64, 4, 4),
-    (128, 64, 0, 32, 4, 5),
-    (256, 64, 0, 64, 8, 3),
-    (256, 64, 0, 32, 8, 4),
-    (256, 128, 0, 64, 8, 3),
     (128, 256, 0, 64, 8, 3),
-    (128, 32, 0, 64, 4, 4),
 ]
 FREE = ["rows", "I1", "I2", "D1", "D2", "K2", "taps", "S1", "S2", "P1", "P2"]
 
@@ -173,12 +154,12 @@ class Unit:
     def __init__(self, name: str, conv: nn.Module, relu=True, gates=True, gated=False):
         self.name, self.relu, self.gates, self.gated = name, relu, gates, gated
         self.frames = conv.kernel_size[0] == 1 and conv.stride[0] == 1
-        self.squares = getattr(conv, "squares", None)
+        self.squares = getattr(conv, "squares", False)
         flat = (lambda t: t[1:]) if self.frames else (lambda t: t[:2])
         self.stride, self.padding = flat(conv.stride), flat(conv.padding)
         weight = conv.weight.detach()
-        if self.squares is not None:  # its input comes in squares
-            weight, self.stride, self.padding = self.squares, (1, 1), (0, 0)
+        if self.squares:  # its input comes in squares
+            weight, self.stride, self.padding = _convolutions._kernel(conv), (1, 1), (0, 0)
         weight = weight[:, :, 0] if self.frames else weight[..., 0]
         self.weight, self.bias = channels_last(weight), conv.bias.detach()
         self.back = channels_last(weight.flip(2, 3).transpose(0, 1))
@@ -241,7 +222,7 @@ class Unit:
         if back:
             padding = [k - 1 - p for k, p in zip(self.weight.shape[2:], self.padding, strict=True)]
             return convolve(x, self.back_taps, size, (1, 1), padding, config, gate=other)
-        taps = self.taps if self.squares is None else self.rows
+        taps = self.rows if self.squares else self.taps
         return convolve(
             x, taps, size, self.stride, self.padding, config, self.bias, other, self.relu
         )
@@ -275,24 +256,6 @@ class Unit:
 
 def triton_runs(tensor: Tensor) -> bool:
     return tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def clocked(call, repeats: int = 5) -> float:
-    """Return a call's median milliseconds, by the device's events where there is one."""
-    cuda, taken = torch.cuda.is_available(), []
-    for _ in range(repeats + 1 if cuda else 1):
-        if cuda:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            taken.append(start.elapsed_time(end))
-        else:
-            begun = time.perf_counter()
-            call()
-            taken.append(1000 * (time.perf_counter() - begun))
-    return median(taken[1:] or taken)
 
 
 class _Run(torch.autograd.Function):
@@ -367,28 +330,3 @@ class Lean(nn.Module):
                 x = _Run.apply(x, None, unit)
             x = _Run.apply(x, skip.contiguous(), units[-1])
         return self.fc(x.mean((1, 2, 3))).float()
-
-
-def warm(part: int, parts: int) -> None:
-    """Compile a share of the kernels, into Triton's cache on disk."""
-    cases = [(n, flags, c) for n in (64, 16) for flags in range(4) for c in CONFIGS]
-    for n, flags, config in cases[part::parts]:
-        x, y = (
-            torch.ones(1, 8, 8, c, device="cuda").bfloat16().permute(0, 3, 1, 2) for c in (64, n)
-        )
-        given = [
-            {"bias": y[0, :, 0, 0].contiguous(), "relu": True},
-            {"bias": y[0, :, 0, 0].contiguous(), "relu": True, "add": y},
-            {"gate": y},
-            {},
-        ][flags]
-        if n == 64 or flags > 1:
-            taps = x.new_ones(1, 3, 64, n)
-            try:
-                convolve(x, taps, (8, 8), (1, 1), (0, 1), config, **given)
-            except Exception as error:
-                print(config, flags, str(error)[:200])
-
-
-if __name__ == "__main__":
-    warm(*map(int, sys.argv[1:]))

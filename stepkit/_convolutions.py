@@ -17,22 +17,18 @@ FEW = 4  # channels, up to which a strided convolution goes by squares
 LANE = 8  # channels that a matrix unit reads at once, in bfloat16
 
 
-def rewrite(model: nn.Module, *, flat: bool = True, squares: bool = True) -> None:
-    """Let the frozen convolutions of a model compute in the shapes above; names and weights stay.
-
-    ``flat`` and ``squares`` say which of the two ways are taken, where the layer allows it.
-    """
+def rewrite(model: nn.Module) -> None:
+    """Let the frozen convolutions of a model compute in these shapes; names and weights stay."""
     for layer in model.modules():
         kind = {nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}.get(type(layer))
         if kind is None or layer.groups > 1 or layer.padding_mode != "zeros":
             continue
         if isinstance(layer.padding, str) or any(n > 1 for n in layer.dilation):
             continue
-        cut = squares and layer.in_channels <= FEW and layer.stride[-1] == layer.stride[-2] > 1
-        images = flat and kind is _Conv3d and _is_flat(layer)
+        cut = layer.in_channels <= FEW and layer.stride[-1] == layer.stride[-2] > 1
+        images = kind is _Conv3d and _is_flat(layer)
         if cut or images:
-            layer.__class__, layer.images = kind, images
-            layer.register_buffer("squares", _kernel(layer) if cut else None, persistent=False)
+            layer.__class__, layer.squares, layer.images = kind, cut, images
 
 
 def _is_flat(layer: nn.Conv3d) -> bool:
@@ -46,7 +42,7 @@ class _Conv2d(nn.Conv2d):
     """A strided convolution of few channels, on squares of pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(_cut(x, self), self.squares, self.bias)
+        return F.conv2d(_cut(x, self), _kernel(self), self.bias)
 
 
 class _Conv3d(nn.Conv3d):
@@ -54,8 +50,8 @@ class _Conv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, stride, padding = self.weight, self.stride, self.padding
-        if self.squares is not None:
-            x, weight = _cut(x, self), self.squares
+        if self.squares:
+            x, weight = _cut(x, self), _kernel(self)
             stride, padding = (stride[0], 1, 1), (padding[0], 0, 0)
         if not self.images:
             return F.conv3d(x, weight, self.bias, stride, padding)
@@ -86,7 +82,7 @@ def _kernel(layer: nn.Module) -> Tensor:
     s, around = layer.stride[-1], []
     for size, (lead, _, taps) in zip(layer.kernel_size[-2:], _spans(layer), strict=True):
         around = [lead, taps * s - lead - size, *around]
-    return _by_squares(layer.weight.detach(), around, s)
+    return _by_squares(layer.weight, around, s)
 
 
 def _cut(x: Tensor, layer: nn.Module) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.video.resnet import Conv2Plus1D, R2Plus1dStem
 
 from stepkit._checks import one_of, require
+from stepkit._convolutions import rewrite
 from stepkit.models import device_of
 
 __all__ = ["has_bfloat16", "prepare"]
@@ -20,7 +21,9 @@ TILE = 32  # channels that a matrix unit takes at once, in bfloat16
 _FOLDABLE = (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d)
 
 
-def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = False) -> nn.Module:
+def prepare(
+    model: nn.Module, precision: str | None = None, *, compiled: bool | None = None
+) -> nn.Module:
     """Return a copy of the model that explains faster: the same function, and the same layers.
 
     In evaluation mode, its parameters frozen, each batch normalisation folded into the convolution
@@ -30,7 +33,9 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
     only; the clips' gradient takes about half the time on a CPU. Every method and metric takes the
     copy as it takes the model; LRP and its kin then see one layer where there were two. In
     bfloat16, the channels between the two halves of a (2+1)D convolution are filled up to a
-    multiple of 32 with zeros: there are 45, 230 or 921 of them, which matrix units are slow at.
+    multiple of 32 with zeros: there are 45, 230 or 921 of them, which matrix units are slow at; and
+    on a CUDA device convolutions that are flat in space or time go by images, those of few channels
+    and a stride by squares of pixels, which libraries are faster at there.
 
     Parameters
     ----------
@@ -41,11 +46,13 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
         ``"bfloat16"``: the layers compute in it, clips and logits stay float32. Worth it where the
         hardware multiplies such numbers, slower elsewhere. ``"auto"``: where `has_bfloat16` says
         so. By default the model's own.
-    compiled : bool
+    compiled : bool, optional
         Compile with ``torch.compile``, anew for each shape of the clips, which takes a minute or
-        two and, on a CPU, a C++ compiler; on a GPU into CUDA graphs (not yet tried by us, for want
-        of one). Worth it for many iterations of one shape. Methods that look at layers, or change
-        them, go the uncompiled way.
+        two and, on a CPU, a C++ compiler; on a GPU some 15 seconds. Worth it for many iterations of
+        one shape. Methods that look at layers, or change them, go the uncompiled way. By default
+        only in bfloat16 on a CUDA device with Triton, and there only for what is long enough: the
+        iterations of `step` and ``"extremal_perturbation"`` where a batch takes 30,000 passes or
+        more (clips × areas × iterations; 7 clips at 1200 iterations of four areas).
 
     Raises
     ------
@@ -65,19 +72,22 @@ def prepare(model: nn.Module, precision: str | None = None, *, compiled: bool = 
         remedy = "remove hooks, what they have kept, and weight_norm, or take the model unprepared"
         require(False, "model", f"'{error}'", f"one that can be copied and frozen: {remedy}")
     inner = _fold(nn.Sequential(model))
-    if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device_of(model, "cpu"))):
+    device = device_of(model, "cpu")
+    if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device)):
         _fill_up(inner)
         model.bfloat16()
         model.register_forward_pre_hook(_narrowed)
         model.register_forward_hook(_widened)
+        if device.type == "cuda":
+            rewrite(model)
+            model.compiled_in_long_runs = compiled is None
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             layer.to(memory_format=formats[layer.weight.ndim])
     if compiled:
         # one shape, one program: what would serve all shapes serves none of them well
-        graphs = "reduce-overhead" if device_of(model, "cpu").type == "cuda" else None
-        model.compile(dynamic=False, mode=graphs)
+        model.compile(dynamic=False)
     return model
 
 

@@ -1,6 +1,7 @@
 """Convolutions written otherwise give the same values, and the same gradients."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from stepkit import _convolutions
 from stepkit.networks import load_model
 from stepkit.prepare import prepare
+
+preparation = importlib.import_module("stepkit.prepare")  # sk.prepare is the function
 
 LAYERS = {
     "stem of R(2+1)D": nn.Conv3d(3, 5, (1, 7, 7), (1, 2, 2), (0, 3, 3)),
@@ -56,6 +59,24 @@ def test_other_layers_stay(name):
     layer = copy.deepcopy(LEFT[name])
     _convolutions.rewrite(layer)
     assert type(layer) is type(LEFT[name])
+
+
+@pytest.mark.parametrize("compiled", [None, False])
+def test_prepare_rewrites_on_a_gpu_in_bfloat16_and_lets_long_runs_compile(compiled, monkeypatch):
+    model = with_statistics(load_model("r2plus1d_narrow", 5))
+    plain = prepare(model, "bfloat16")
+    monkeypatch.setattr(preparation, "device_of", lambda *given: torch.device("cuda"))
+    exact, ready = prepare(model), prepare(model, "bfloat16", compiled=compiled)
+    changed = (_convolutions._Conv2d, _convolutions._Conv3d)
+    assert [any(isinstance(c, changed) for c in m.modules()) for m in (plain, exact, ready)] == [
+        False,
+        False,
+        True,
+    ]
+    assert ready.compiled_in_long_runs == (compiled is None)
+    assert ready.state_dict().keys() == plain.state_dict().keys()
+    x = clips(2, 4, 32)
+    torch.testing.assert_close(ready(x), plain(x), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["r2plus1d_18", "r50l"])

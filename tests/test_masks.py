@@ -1,12 +1,15 @@
 """Mask generator, L_S and L_K against the slow twins in `reference`, and what holds of them."""
 
+import importlib
 import math
 import shutil
+from functools import cache
 
 import pytest
 import reference
 import torch
 
+from stepkit import _compiling
 from stepkit.attribution import smoothmax
 from stepkit.attribution.smoothmax import (
     MaskGeometry,
@@ -17,6 +20,9 @@ from stepkit.attribution.smoothmax import (
     top_share,
 )
 from stepkit.attribution.step import _settings
+from stepkit.removal import read
+
+step_module = importlib.import_module("stepkit.attribution.step")  # the package has the function
 
 PAPER = (112, 112, 7, 11)
 SIZES = [(12, 10, 3, 2), (9, 13, 2, 3), (16, 16, 4, 6), (5, 3, 1, 1), (2, 7, 7, 11), (1, 1, 1, 1)]
@@ -130,13 +136,36 @@ def test_compiled_as_for_a_gpu_the_smooth_max_is_the_same(monkeypatch):
     geometry = MaskGeometry(12, 10, 3, 2)
     seeds = draw(3, *geometry.seeds)
     expected = geometry.spread(seeds), gradient(geometry.spread, seeds)
-    compiled = []
-    monkeypatch.setattr(
-        smoothmax, "_fused", lambda loop, _: compiled.append(loop) or smoothmax._compiled(loop)
-    )
-    found = geometry.spread(seeds), gradient(geometry.spread, seeds)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    assert compiled == [smoothmax._smooth_max] * 2 + [smoothmax._smooth_max_back]
+    found = record_compiled(monkeypatch)
+    new = geometry.spread(seeds), gradient(geometry.spread, seeds)
+    torch.testing.assert_close(new, expected, rtol=1e-9, atol=1e-12)
+    assert found == [smoothmax._smooth_max] * 2 + [smoothmax._smooth_max_back]
+
+
+@pytest.mark.filterwarnings("error:STEP goes uncompiled")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_as_for_a_gpu_core_loss_and_removal_are_the_same(monkeypatch):
+    masks, ladder, kernel = draw(1, 2, 4, 12, 10), draw(1, 3, 3, 4, 12, 10), core_kernel(3, 5)
+
+    def losses(masks):
+        return core_loss(masks, (0.1, 0.3), kernel)
+
+    def removed(masks):
+        return step_module.fused(read, masks)(ladder, masks)
+
+    expected = [(call(masks), gradient(call, masks)) for call in (losses, removed)]
+    found = record_compiled(monkeypatch)
+    new = [(call(masks), gradient(call, masks)) for call in (losses, removed)]
+    torch.testing.assert_close(new, expected, rtol=1e-9, atol=1e-12)
+    assert found == [smoothmax._tubes] * 2 + [read] * 2
+
+
+def record_compiled(monkeypatch):
+    """Compile as on a GPU; return the list to which each function is added."""
+    found, once = [], cache(_compiling.compiled)
+    for module in (smoothmax, step_module):
+        monkeypatch.setattr(module, "fused", lambda call, _: found.append(call) or once(call))
+    return found
 
 
 def test_where_nothing_compiles_the_smooth_max_says_so_and_goes_on(monkeypatch):
@@ -144,7 +173,7 @@ def test_where_nothing_compiles_the_smooth_max_says_so_and_goes_on(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda loop, **how: fails)
-    run = smoothmax._compiled.__wrapped__(lambda value: value + 1)
+    run = _compiling.compiled(lambda value: value + 1)
     with pytest.warns(UserWarning, match="STEP goes uncompiled, more slowly: no compiler"):
         assert run(1) == 2
     assert run(2) == 3

@@ -5,6 +5,7 @@ That it finds planted evidence is shown in test_known_answers.
 
 import contextlib
 import copy
+import importlib
 import math
 from dataclasses import fields
 
@@ -15,11 +16,13 @@ import reference
 import torch
 from torch import nn
 
-from stepkit import removal
+from stepkit import _compiling, removal
 from stepkit.attribution import Settings, StepResult, attribute, heatmap, step
 from stepkit.attribution.step import PRESETS
 from stepkit.models.scores import PROBABILITY
 from stepkit.prepare import prepare
+
+step_module = importlib.import_module("stepkit.attribution.step")  # the package has the function
 
 SIZE = (3, 6, 7)  # T, H, W
 QUICK = {"iterations": 4, "areas": (0.1, 0.4), "learning_rate": 0.01}
@@ -159,6 +162,23 @@ def test_result_says_in_which_precision_the_model_ran():
     found = step(prepare(Sensor(), "bfloat16"), noise(), [0, 1], **QUICK)
     assert found.precision == "bfloat16"
     assert found.masks.dtype == torch.float32
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("pays", [8, 9])  # passes of a clip: two areas, four iterations
+def test_a_network_is_compiled_where_prepare_lets_it_and_the_run_is_long(pays, marked, monkeypatch):
+    model, clips, seen = Sensor(), noise(), []
+    expected = step(model, clips, [0, 1], batch_size=1, **QUICK)
+    model.compiled_in_long_runs = marked
+    monkeypatch.setattr(step_module, "PAYS", pays)
+    monkeypatch.setattr(step_module, "worth_it", lambda clips: not any(_compiling._short))
+    monkeypatch.setattr(
+        step_module, "compiled", lambda model: lambda clips: seen.append(len(clips)) or model(clips)
+    )
+    found = step(model, clips, [0, 1], batch_size=1, **QUICK)
+    assert torch.equal(found.masks, expected.masks)
+    assert seen == ([2] * 4 * 2 if marked and pays == 8 else [])  # its iterations, nothing else
+    assert not _compiling._short
 
 
 def test_visible_share_is_the_mean_of_the_mask():

@@ -6,8 +6,6 @@ costs as much area as one in the middle. The frame's mask is the canvas, cropped
 """
 
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -15,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._triton import has_triton
 
 from stepkit import _kernels
 from stepkit._checks import in_proportion, one_of, require
+from stepkit._compiling import fused
 
 SHARPNESS = 20.0  # of the smooth max
 TIE = 1e-5  # mask values closer than this are equal
@@ -144,7 +142,7 @@ class _SmoothMax(torch.autograd.Function):
             out, total = _kernels.smooth_max(cells, weights, geometry.blocks, before)
         else:
             grid = _framed(cells, before, [n + seen for n in geometry.blocks])
-            out, total = _fused(_smooth_max, cells)(grid, weights, geometry.blocks, seen + 1)
+            out, total = fused(_smooth_max, cells)(grid, weights, geometry.blocks, seen + 1)
         out /= _BITS
         ctx.geometry = geometry
         ctx.save_for_backward(cells, out, total)
@@ -163,7 +161,7 @@ class _SmoothMax(torch.autograd.Function):
             return _kernels.smooth_max_back(cells, weights, *parts, before), None
         size = [n + seen for n in cells.shape[:2]]
         parts = [_framed(part, seen - before, size) for part in parts]
-        return _fused(_smooth_max_back, cells)(cells, weights, *parts, seen + 1), None
+        return fused(_smooth_max_back, cells)(cells, weights, *parts, seen + 1), None
 
 
 def _framed(values: Tensor, before: int, size) -> Tensor:
@@ -176,29 +174,6 @@ def _framed(values: Tensor, before: int, size) -> Tensor:
 def _weights(geometry: MaskGeometry, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return 20/ln 2 times the weights, where they are needed: ((2r+1)², s²)."""
     return _BITS * geometry.weights.to(device, dtype)
-
-
-def _fused(loop: Callable, cells: Tensor) -> Callable:
-    """Return ``loop`` in one or two kernels, on a GPU where PyTorch's compiler is at hand."""
-    return _compiled(loop) if cells.is_cuda and has_triton() else loop
-
-
-@cache
-def _compiled(loop: Callable) -> Callable:
-    program = torch.compile(loop, dynamic=False, fullgraph=True)
-
-    def run(*given):
-        nonlocal program
-        try:
-            return program(*given)
-        except Exception as error:  # such as a machine without a C compiler
-            if program is loop or isinstance(error, torch.OutOfMemoryError):
-                raise
-            warnings.warn(f"STEP goes uncompiled, more slowly: {error}", stacklevel=2)
-            program = loop
-            return loop(*given)
-
-    return run
 
 
 def _smooth_max(grid: Tensor, weights: Tensor, blocks, side: int) -> tuple[Tensor, Tensor]:
@@ -323,7 +298,7 @@ def core_loss(masks: Tensor, areas, kernel: Tensor, form: str = "printed") -> Te
     length, size = kernel.shape[0], kernel.shape[1]
     fits = length <= T and size <= min(H, W)
     require(fits, "kernel_length", f"kernel {tuple(kernel.shape)}", f"at most the mask {(T, H, W)}")
-    convolved = _tubes(masks, kernel.to(masks)).flatten(2)
+    convolved = fused(_tubes, masks)(masks, kernel.to(masks)).flatten(2)
     if form == "printed":
         beta = T * H * W / ((T + length - 1) * (H + size - 1) * (W + size - 1))
         return area_loss(convolved[:, :, :, None, None], [beta * v for v in areas])

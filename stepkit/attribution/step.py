@@ -24,6 +24,7 @@ from stepkit import removal as removals
 from stepkit._checks import clips as check_clips
 from stepkit._checks import in_proportion, one_of, require, warn
 from stepkit._checks import targets as check_targets
+from stepkit._compiling import PAYS, compiled, fused, uncompiled_if, worth_it
 from stepkit.attribution._methods import Work, method
 from stepkit.attribution.smoothmax import (
     MaskGeometry,
@@ -337,14 +338,16 @@ def _explain(
             batch_size = 4
             if device.type == "cuda":
                 one = first[0], targets[:1], replace(settings, iterations=1), score
-                with uncompiled(model):
+                with uncompiled(model), uncompiled_if(True):
                     batch_size = batch_that_fits(lambda: _optimise(model, *one, Work().bar), device)
         parts = []
         for start in range(0, len(clips), batch_size):
             chunk = slice(start, start + batch_size)
             # a copy: the model may write into it
             shown = clips[chunk].to(device, copy=True), targets[chunk]
-            parts.append(_optimise(model, *shown, settings, score, bar, callback))
+            passes = len(shown[0]) * len(settings.areas) * settings.iterations
+            with uncompiled_if(passes < PAYS):
+                parts.append(_optimise(model, *shown, settings, score, bar, callback))
             if parts[-1][-1]:  # interrupted
                 break
     *found, histories, stopped = zip(*parts, strict=True)
@@ -475,6 +478,8 @@ def _optimise(
     unit = score.unit(model, clips, settings.removal.nothing(clips), targets)
     objective = _Objective(settings, geometry, clips, score, unit)
     each = targets.repeat_interleave(A)
+    marked = getattr(model, "compiled_in_long_runs", False)  # by `prepare`
+    network = compiled(model) if marked and worth_it(clips) else model
     seeds = clips.new_ones(n, A, frames, *geometry.seeds, requires_grad=True)
     optimiser = _optimiser(settings, seeds)
     history = clips.new_zeros(settings.iterations, 3, n, A)
@@ -483,7 +488,7 @@ def _optimise(
         for done in bar(range(settings.iterations), desc="STEP"):
             canvas = geometry.spread(seeds)
             masks = geometry.crop(canvas)
-            scores = _scores(model, ladder, masks, each, settings.variant, score)
+            scores = _scores(network, ladder, masks, each, settings.variant, score)
             if callback is not None:
                 phi = objective.values(scores)[0].detach().view(n, A)
                 if callback(done, masks.detach(), phi):
@@ -498,7 +503,7 @@ def _optimise(
         done = settings.iterations
     except KeyboardInterrupt:
         interrupted = True
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled_if(True):  # programs without a gradient would be others
         masks = geometry.crop(geometry.spread(seeds.detach())).contiguous()
 
         def seen(masks):
@@ -527,7 +532,7 @@ def _scores(model, ladder, masks, targets, variant, score: Score) -> list[Tensor
     One tensor; for ``"dual"`` two, what is kept first.
     """
     views = {"preservation": [masks], "deletion": [1 - masks], "dual": [masks, 1 - masks]}[variant]
-    kept = torch.cat([read(ladder, view).flatten(0, 1) for view in views])
+    kept = torch.cat([fused(read, view)(ladder, view).flatten(0, 1) for view in views])
     found = (score.log or score.value)(model(kept), targets.repeat(len(views)))
     return list(found.to(masks).chunk(len(views)))
 
