@@ -43,7 +43,6 @@ class Run:
     frames: int = 8
     size: int = 48
     clips: int = 6
-    train_clips: int = 1200
     data: str = ""
     parts: bool = False
     recipe: dict = field(default_factory=dict)
@@ -80,7 +79,7 @@ class Run:
             told = f"dataset {name!r}, which has no part {split!r}"
             require(split == "test", "models", told, "networks that are trained already")
             return as_dataset(given, name)
-        sizes = {"train": self.train_clips, "val": 120, "test": self.clips}
+        sizes = {"train": 1200, "val": 120, "test": self.clips}
         where = {"data": self.data, "parts": self.parts, "seed": self.seed} | options
         clips = {"frames": self.frames, "size": self.size, "n": n or sizes[split]}
         return load_dataset(given, split, **clips, **where)

@@ -73,8 +73,6 @@ class Study(Run):
         T, and H = W, of every clip.
     clips : int
         Test clips to explain and score, per dataset.
-    train_clips : int
-        Generated training clips per epoch.
     data : str
         Folder of real data.
     parts : bool
