@@ -204,6 +204,7 @@ def differences(
     of_method = scores[is_it].set_index(keys)[value].rename("minuend")
     pairs = scores[~is_it].merge(of_method, "left", on=keys, validate="m:1")
     pairs[value] = pairs["minuend"] - pairs[value]
+    pairs = pairs.iloc[pairs.groupby(by, sort=False).ngroup().argsort(kind="stable")]
     return intervals(pairs, value, [*by, "method"], trainings)
 
 

@@ -143,6 +143,9 @@ def test_differences_are_paired_by_clip():
     shuffled = scores().sample(frac=1, random_state=0)
     found = stats.differences(shuffled, "auc", ["dataset"])
     assert set(found.index) == {(d, m) for d in ("x", "a") for m in ("gradient", "random")}
+    assert found.index.get_level_values("dataset").is_monotonic_decreasing != (
+        found.index.get_level_values("dataset").is_monotonic_increasing
+    )  # groups stay together, in whatever order the rows came
     assert found.loc[("x", "gradient"), "mean"] == pytest.approx(0.3, abs=1e-12)
     assert found.loc[("a", "random"), "mean"] == pytest.approx(1.4, abs=1e-12)
     # clips vary, differences do not: a paired interval has no width
