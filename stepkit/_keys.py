@@ -32,7 +32,7 @@ _HERE = Path(__file__).parent
 # as they are imported: an edit afterwards is not what runs
 _SOURCES = {p.relative_to(_HERE).as_posix(): p.read_bytes() for p in sorted(_HERE.rglob("*.py"))}
 _BELOW = ("models/", "networks.py", "prepare.py", "clips.py", "removal.py", "_kernels.py")
-MAPS = ("attribution/", "_convolutions.py", *_BELOW)  # what a map depends on
+MAPS = ("attribution/", "_compiling.py", "_convolutions.py", *_BELOW)  # what a map depends on
 TRAINING = ("training.py", "networks.py", "removal.py")
 _OF_ANY_MODULE = vars(nn.Module()).keys() | {"_compiled_call_impl"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
