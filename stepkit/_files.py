@@ -1,11 +1,13 @@
 """Files that are whole or absent, and that tell whether they are still as they were written."""
 
+import contextlib
 import errno
 import functools
 import hashlib
 import io
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -42,21 +44,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 @functools.lru_cache(4096)  # once a process: a folder may hold 100,000 files
 def _clean(folder: Path) -> None:
     for path in folder.glob("*.part"):
-        try:
-            old = time.time() - path.stat().st_mtime > ABANDONED
-            if old or _is_dead(path.stem):
+        with contextlib.suppress(OSError):  # another process was quicker, or it is not ours
+            if time.time() - path.stat().st_mtime > ABANDONED or _is_dead(path.name):
                 path.unlink()
-        except OSError:  # another process was quicker, or it is not ours to remove
-            continue
 
 
 def _is_dead(name: str) -> bool:
-    """Tell whether ``.host-process-number`` names a process of this machine that is no more."""
-    host, _, rest = name[1:].rpartition("-")[0].rpartition("-")
-    if host != socket.gethostname() or not rest.isdigit():
-        return False
+    """Tell whether ``.host-process-number.part`` is of a process here that is no more."""
+    named = re.fullmatch(rf"\.{re.escape(socket.gethostname())}-(\d+)-\w+\.part", name)
     try:
-        os.kill(int(rest), 0)
+        if named:
+            os.kill(int(named[1]), 0)
     except ProcessLookupError:
         return True
     except OSError:  # it is somebody else's
@@ -128,29 +126,31 @@ def _content(key: str, tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(f"{key} {fingerprint(tensors)}".encode()).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------- texts
+# ------------------------------------------------------------------------------------------ tables
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text, whole, and beside it, in ``.<name>.sha256``, a hash that tells if it is."""
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, whole, and beside it its hash, in ``.<name>.sha256``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, known = _beside(path), _sums(path)[:1]
-    # the old one as well, which is right until the new text is there
-    sums = dict.fromkeys([hashlib.sha256(text.encode()).hexdigest(), *known])
-    write_whole(beside, lambda partial: partial.write_text("\n".join(sums), "utf-8"))
-    write_whole(path, lambda partial: partial.write_bytes(text.encode()))
+    content, known = table.to_csv(index=False, lineterminator="\n").encode(), _sums(path)[:1]
+    # the old one as well, which is right until the new table is there
+    sums = "\n".join(dict.fromkeys([hashlib.sha256(content).hexdigest(), *known]))
+    write_whole(_beside(path), lambda partial: partial.write_text(sums, "utf-8"))
+    write_whole(path, lambda partial: partial.write_bytes(content))
 
 
-def read_text(path: Path) -> str | None:
-    """Return a text; None where there is none. A damaged one is named in a warning, and is none."""
+def read_table(path: Path, **types) -> pd.DataFrame | None:
+    """Return a table as it was written; None, with a warning, for a damaged one.
+
+    ``types`` are those of columns, as for ``pandas.read_csv``. None as well where there is no file.
+    """
     try:
-        content = path.read_bytes()
-        sums = _sums(path)
+        content, sums = path.read_bytes(), _sums(path)
         if not sums or hashlib.sha256(content).hexdigest() in sums:  # without: of somebody else
-            return content.decode()
+            return pd.read_csv(io.BytesIO(content), dtype=types)
     except FileNotFoundError:
         return None
-    except UnicodeDecodeError:
+    except ValueError:  # not UTF-8, empty, or no table
         pass
     warn(f"{path}: damaged, left out; what wrote it makes it again")
     return None
@@ -165,23 +165,3 @@ def _sums(path: Path) -> list[str]:
         return _beside(path).read_text("utf-8").split()
     except (FileNotFoundError, UnicodeDecodeError):
         return []
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, whole, see `write_text`."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
-
-
-def read_table(path: Path, **types) -> pd.DataFrame | None:
-    """Return a table as it was written; None where there is none, or a damaged one: `read_text`.
-
-    ``types`` are those of columns, as for ``pandas.read_csv``.
-    """
-    text = read_text(path)
-    if text is None:
-        return None
-    try:
-        return pd.read_csv(io.StringIO(text), dtype=types)
-    except ValueError:  # empty, or no table
-        warn(f"{path}: damaged, left out; what wrote it makes it again")
-        return None

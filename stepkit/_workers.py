@@ -96,22 +96,19 @@ def _processes(workers: int) -> Iterator[Executor]:
 
 
 @contextlib.contextmanager
-def _dask(workers: int, address: str = "") -> Iterator[Executor]:
+def _dask(workers: int, address: str | None = None) -> Iterator[Executor]:
     try:
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError as error:
         raise ImportError("executor on Dask needs: pip install 'stepkit[dask]'") from error
-    with contextlib.ExitStack() as stack:
-        if not address:
-            quiet = {"dashboard_address": None, "silence_logs": logging.ERROR}
-            # Dask has workers give back memory at once, and a clip's tensors ask for it anew
-            # thousands of times: twice as slow
-            keeps = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
-            stack.enter_context(dask.config.set(keeps))
-            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **quiet)
-            address = stack.enter_context(cluster)  # whose workers watch this process as well
-        yield stack.enter_context(Client(address)).get_executor(pure=False)
+    here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    here = {} if address else here | {"silence_logs": logging.ERROR}
+    # Dask has workers give back memory at once, and a clip's tensors ask for it anew thousands of
+    # times: twice as slow
+    keeps = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
+    with dask.config.set(keeps), Client(address, **here) as client:  # and its workers watch us
+        yield client.get_executor(pure=False)
 
 
 def end_with_parent(pipe: Connection | None = None) -> None:

@@ -199,9 +199,9 @@ def work(plan: Plan, job: tuple[str, list[int]]) -> list[dict]:
     (folder, clips), start, threads = job, time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
-        model, key = _own.model(plan.network, plan.tag)
-        dataset, (run, options) = _own.dataset(plan.source), plan.methods[folder]
-        store = Store(run, model, key, plan.place / folder, plan.seed, options)
+        model, dataset = _own.made(plan.network), as_dataset(_own.made(plan.source))
+        (run, options), place = plan.methods[folder], plan.place / folder
+        store = Store(run, model, _own.key(model, plan.tag), place, plan.seed, options)
         found, done = store.take([dataset[i] for i in clips], plan.batch_size)
         notes = [f"the map is {BLANK}" if is_blank(result["maps"]) else "" for result in found]
         told = {"status": "done", "error": "", "precision": precision_of(model)}
@@ -237,20 +237,11 @@ def _made(call: bytes):
         return pickle.loads(call)()
 
 
-def _made_dataset(call: bytes):
-    return as_dataset(_made(call))
-
-
-def _made_model(call: bytes, tag: str) -> tuple[nn.Module, str]:
-    model = _made(call)
-    return model, model_key(model, tag)
-
-
 class _Own(threading.local):
     """What a thread has made; a model is changed while it is explained: no two threads share it."""
 
     def __init__(self):
-        self.dataset, self.model = lru_cache(4)(_made_dataset), lru_cache(4)(_made_model)
+        self.made, self.key = lru_cache(4)(_made), lru_cache(4)(model_key)
 
 
 _own = _Own()

@@ -628,10 +628,10 @@ def test_a_damaged_table_is_named_and_left_out(tmp_path, harm):
     assert len(study.claims()) == 4
 
 
-def test_a_text_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch):
-    path = tmp_path / "table.csv"
-    _files.write_text(path, "old")
-    real, calls = _files.write_whole, []
+def test_a_table_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch):
+    path, real, calls = tmp_path / "table.csv", _files.write_whole, []
+    old, new = (sk.stats.pd.DataFrame({"a": [value]}) for value in (1, 2))
+    _files.write_table(path, old)
 
     def dies(*given):
         calls.append(given)
@@ -641,10 +641,10 @@ def test_a_text_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_files, "write_whole", dies)
     with pytest.raises(KeyboardInterrupt):
-        _files.write_text(path, "new")
-    assert _files.read_text(path) == "old"
-    _files.write_text(path, "new")
-    assert _files.read_text(path) == "new"
+        _files.write_table(path, new)
+    assert _files.read_table(path).equals(old)
+    _files.write_table(path, new)
+    assert _files.read_table(path).equals(new)
 
 
 def test_what_dead_processes_had_begun_is_removed(tmp_path):
@@ -657,6 +657,6 @@ def test_what_dead_processes_had_begun_is_removed(tmp_path):
         (tmp_path / name).write_bytes(b"half")
     for name in names[3:]:
         os.utime(tmp_path / name, (0, 0))
-    _files.write_text(tmp_path / "a.txt", "whole")
+    _files.write_whole(tmp_path / "a.txt", lambda partial: partial.write_text("whole"))
     kept = {path.name for path in tmp_path.glob("*.part")}
     assert kept == {names[1], names[2]}  # of this process, and of another machine a moment ago
