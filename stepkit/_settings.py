@@ -6,12 +6,6 @@ import yaml
 
 from stepkit._checks import require
 
-# In this order: a quoted value whole, a bracket, the blanks before a key.
-_MARKS = re.compile(
-    r"""(?<=[=\[{,:\s])(?:'(?:[^']|'')*'|"(?:\\.|[^"\\])*")|[\[{]|[]}]|\s+(?=\w+\s*=)"""
-)
-
-
 MOST_SIGNS, MOST_LEVELS = 100_000, 20  # of a text: a profile has 2,000 and 3
 
 
@@ -55,7 +49,8 @@ def read_yaml(where: str, text: str):
 def read_settings(texts) -> dict:
     """Return the values of ``KEY=VALUE``; a text may hold several, with blanks between.
 
-    A blank ends a value only before the next key, and not inside brackets or quotes.
+    A blank ends a value only before the next key, and where what stands before it is YAML: not
+    inside brackets or quotes.
 
     Examples
     --------
@@ -63,22 +58,16 @@ def read_settings(texts) -> dict:
     {'seed': 1, 'areas': [0.1, 0.2], 'video': '/my clips/a=b.mp4'}
     """
     given = {}
-    for pair in (pair for text in texts for pair in _pairs(text)):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set: got {pair!r}, expected key=value")
-        given[key.strip()] = read_yaml(f"--set {key.strip()}", value)
+    for text in texts:
+        pair = ""
+        for part in re.split(r"(?<!\s)(?=\s+\w+\s*=)", text.strip()):
+            pair += part
+            key, equals, value = (word.strip() for word in pair.partition("="))
+            require(bool(equals), "--set", repr(pair), "key=value")
+            try:
+                given[key], pair = read_yaml(f"--set {key}", value), ""
+            except ValueError as error:  # the blank may stand inside brackets or quotes
+                wrong = error
+        if pair:
+            raise wrong
     return given
-
-
-def _pairs(text: str) -> list[str]:
-    depth, cuts = 0, [0]
-    for mark in _MARKS.finditer(text):
-        if mark[0] in ("[", "{"):
-            depth += 1
-        elif mark[0] in ("]", "}"):
-            depth -= 1
-        elif mark[0].isspace() and depth == 0:
-            cuts.append(mark.start())
-    ends = [*cuts[1:], len(text)]
-    return [text[a:b].strip() for a, b in zip(cuts, ends, strict=True) if text[a:b].strip()]

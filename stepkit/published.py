@@ -12,44 +12,17 @@ import pandas as pd
 
 from stepkit._checks import one_of, require
 
-__all__ = [
-    "AUTHORS",
-    "FOLDER",
-    "LABELS",
-    "MARGIN",
-    "PRINTED",
-    "STANDS_FOR",
-    "STRONG",
-    "TABLES",
-    "UNPRINTED",
-    "authors",
-    "beside",
-    "family",
-    "table",
-]
+__all__ = ["LABELS", "STRONG", "UNPRINTED", "authors", "beside", "table"]
 
 STANDS_FOR = {"appearance": "ucf101-24", "object": "epic-object", "motion": "something-v2"}
 LABELS = {"ucf101-24": "UCF101-24", "epic-object": "EPIC-Object", "something-v2": "Something-V2"}
 LABELS |= {"r2plus1d_18": "R(2+1)D", "r50l": "R50L"}  # as the paper writes them
 FOLDER = Path(__file__).parent / "paper"
-TABLES = {
-    "accuracy": "table3_accuracy.csv",
-    "kernel_length": "table4_kernel_length.csv",
-    "insertion": "table5_insertion.csv",
-    "pointing": "table6_pointing.csv",
-}
+TABLES = {"accuracy": 3, "kernel_length": 4, "insertion": 5, "pointing": 6}  # their numbers
 AUTHORS = ("means", "differences", "reliability", "ranks", "classes", "power")
-PRINTED = [  # the methods of Table V, in its order
-    "gradient_x_input",
-    "gradient",
-    "integrated_gradients",
-    "smoothgrad",
-    "smoothgrad_squared",
-    "blur_ig",
-    "xrai",
-    "excitation_backprop",
-    "grad_cam",
-]
+# The methods of Table V, in its order.
+PRINTED = ["gradient_x_input", "gradient", "integrated_gradients", "smoothgrad"]
+PRINTED += ["smoothgrad_squared", "blur_ig", "xrai", "excitation_backprop", "grad_cam"]
 UNPRINTED = ["score_cam", "guided_backprop"]  # run by the authors, and in no table of the paper
 STRONG = ["smoothgrad_squared", "xrai", "excitation_backprop", "grad_cam"]  # "noticeable", §V-G
 MARGIN = 0.02  # of AUC: less is of no interest
@@ -71,7 +44,7 @@ def table(name: str) -> pd.DataFrame:
     6
     """
     one_of("name", name, TABLES)
-    return pd.read_csv(FOLDER / TABLES[name])
+    return pd.read_csv(FOLDER / f"table{TABLES[name]}_{name}.csv")
 
 
 def authors(name: str, folder: str = "") -> pd.DataFrame:
@@ -97,13 +70,6 @@ def authors(name: str, folder: str = "") -> pd.DataFrame:
     expected = "a folder that `python -m tools.authors tables --out` wrote"
     require(path.is_file(), "authors", f"no {path}", expected)
     return pd.read_csv(path)
-
-
-def family(model: str) -> str:
-    """Return the paper's name for a model's family: ``"r2plus1d"`` or ``"r50l"``."""
-    found = [name for name in ("r2plus1d", "r50l") if model.startswith(name)]
-    one_of("model", model.split("_")[0], ("r2plus1d", "r50l"))
-    return found[0]
 
 
 def beside(ours: pd.DataFrame, name: str, column: str) -> pd.Series:

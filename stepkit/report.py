@@ -4,7 +4,6 @@ An executed notebook carries its own account (parameters, start, duration, failu
 that papermill writes, so the report is made of the files alone.
 """
 
-import html
 import os
 import platform
 import re
@@ -21,7 +20,7 @@ from stepkit import __version__
 from stepkit._checks import warn
 from stepkit._notebook import parameters, partial, read_whole, write_text
 
-__all__ = ["machine", "plain", "write"]
+__all__ = ["machine", "write"]
 
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -86,21 +85,6 @@ def _section(folder: Path, executed: Path, source: Path, exporter) -> dict:
 def _title(book) -> str:
     heads = (re.search(r"^# +(.+)", cell.source, re.M) for cell in book.cells)
     return next((head[1].strip() for head in heads if head), "")
-
-
-def plain(text) -> str:
-    r"""Return text as Markdown that shows it as it is, in a cell of a table too.
-
-    Examples
-    --------
-    >>> print(plain("a_b | <i> $x$ *y*"))
-    a_b \| &lt;i&gt; \$x\$ \*y\*
-    """
-    text = "".join(
-        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(text)
-    )
-    text = re.sub(r"[\\`*$|\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
-    return html.escape(text, quote=False)
 
 
 def machine() -> dict[str, str]:

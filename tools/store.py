@@ -7,6 +7,7 @@ and scores in ``figures/<profile>/`` and ``results/<profile>/``. Its claims go i
 
 import argparse
 import base64
+import html
 import io
 import json
 import re
@@ -20,7 +21,6 @@ from PIL import Image
 
 from stepkit._files import read_table
 from stepkit._notebook import write_notebook, write_text
-from stepkit.report import plain
 from stepkit.reproduce import QUICK, ROOT, find_notebooks, numbers_of
 from stepkit.study import Study
 from tools.authors import claims as authors_claims
@@ -101,6 +101,21 @@ def _claim(row) -> str:
     against = f"<br>against {plain(row['against'])}" if row["against"] else ""
     number = f"{row['mean']:.2g} [{row['low']:.2g}, {row['high']:.2g}]"
     return f"{marks.get(row['verdict'], plain(row['verdict']))}<br>{number}{against}"
+
+
+def plain(text) -> str:
+    r"""Return text as Markdown that shows it as it is, in a cell of a table too.
+
+    Examples
+    --------
+    >>> print(plain("a_b | <i> $x$ *y*"))
+    a_b \| &lt;i&gt; \$x\$ \*y\*
+    """
+    text = "".join(
+        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(text)
+    )
+    text = re.sub(r"[\\`*$|\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+    return html.escape(text, quote=False)
 
 
 def store(executed: Path, notebook: Path, names: dict[Path, str]) -> None:

@@ -218,7 +218,7 @@ def _printed(cell: Cell) -> dict[str, tuple[float, int]]:
     """Return the printed number of each method, and its digits; for STEP those of Table IV."""
     if cell.lower_is_better:
         return {}
-    where = {"dataset": cell.dataset, "model": published.family(cell.model), "unit": cell.unit}
+    where = {"dataset": cell.dataset, "model": cell.model.partition("_")[0], "unit": cell.unit}
     tables = {name: published.table(name) for name in ("insertion", "kernel_length")}
     for key, value in where.items():
         tables = {name: table[table[key] == value] for name, table in tables.items()}
