@@ -23,6 +23,7 @@ import papermill
 from tqdm import tqdm
 
 from stepkit import report
+from stepkit._checks import one_of, require
 from stepkit._notebook import literal, parameters, partial, this_interpreter, tidy
 from stepkit._settings import read_settings, read_yaml
 from stepkit._workers import unwound
@@ -111,11 +112,8 @@ def reproduce(profile=QUICK, only=(), settings=(), data=None, out=None, root=ROO
 def find_notebooks(root: Path) -> dict[str, Path]:
     """Return the notebooks by number, in order."""
     found = {path.name[:2]: path for path in sorted(root.glob("notebooks/[0-9][0-9]_*.ipynb"))}
-    if not found:
-        raise ValueError(
-            f"no notebooks in {root / 'notebooks'}: they come with a clone of the repository, "
-            "not with the installed package; run this in a clone (pip install --editable .)"
-        )
+    expected = "those that come with a clone of the repository; run this in one (pip install -e .)"
+    require(len(found) > 0, "notebooks", f"none in {root / 'notebooks'}", expected)
     return found
 
 
@@ -124,26 +122,16 @@ def read_profile(root: Path, name: str) -> Profile:
     if name == QUICK:
         return Profile(name, about="up to 10 minutes on two CPU cores")
     files = {path.stem: path for path in sorted(root.glob("params/*.yaml"))}
-    if name not in files:
-        raise ValueError(f"--profile: got {name!r}, expected one of {', '.join([QUICK, *files])}")
-    content = read_yaml(f"params/{name}.yaml", files[name].read_text("utf-8")) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"params/{name}.yaml: got {type(content).__name__}, expected a mapping")
-    about, defaults = content.pop("about", ""), content.pop("defaults", None) or {}
-    data_required = content.pop("data_required", False)
-    together = content.pop("together", 2)
-    if type(together) is not int or together < 1:
-        raise ValueError(f"params/{name}.yaml: together: got {together!r}, expected at least 1")
-    only = tuple(_number(key) for key in content.pop("only", None) or ())
+    one_of("--profile", name, [QUICK, *files])
+    where = f"params/{name}.yaml"
+    content = read_yaml(where, files[name].read_text("utf-8")) or {}
+    require(isinstance(content, dict), where, type(content).__name__, "a mapping")
+    keys = ("about", "defaults", "data_required", "only", "together")
+    own = {key: content.pop(key) for key in keys if key in content}
     sections = {_number(key): values or {} for key, values in content.items()}
-    numbers = find_notebooks(root)
-    strange = sections.keys() - numbers.keys()
-    if strange:
-        raise ValueError(
-            f"params/{name}.yaml: got {', '.join(sorted(strange))}, expected about, defaults, "
-            f"data_required, only, together, or a notebook's number ({', '.join(numbers)})"
-        )
-    return Profile(name, about, defaults, sections, only, data_required, together)
+    strange = ", ".join(sorted(sections.keys() - find_notebooks(root).keys()))
+    require(not strange, where, strange, f"{', '.join(keys)}, or the number of a notebook")
+    return Profile(name, sections=sections, **own)
 
 
 def plan(root: Path, profile: Profile, only, given: dict, data, folder: Path) -> list[Job]:
@@ -154,10 +142,9 @@ def plan(root: Path, profile: Profile, only, given: dict, data, folder: Path) ->
     own = {"out": str(folder)}
     if data is not None:
         own["data"] = str(Path(data).expanduser().resolve())
-        if not Path(own["data"]).is_dir():
-            raise ValueError(f"--data: got {data}, expected a folder that exists")
-    elif profile.data_required:
-        raise ValueError(f"--data: profile {profile.name} reads videos of yours; name their folder")
+        require(Path(own["data"]).is_dir(), "--data", data, "a folder that exists")
+    missing = profile.data_required and data is None
+    require(not missing, "--data", "none", f"the folder of videos that {profile.name} reads")
     _check_names("--set", given, [declared[number] for number in numbers])
     where = f"params/{profile.name}.yaml"
     _check_names(where, profile.defaults, declared.values())
@@ -201,24 +188,19 @@ def _number(key) -> str:
 
 def numbers_of(available: dict[str, Path], only) -> list[str]:
     """Return the numbers of the notebooks that are named; of all, where none is."""
-    numbers = [_number(key) for key in only]
-    for key, number in zip(only, numbers, strict=True):
-        if number not in available:
-            names = ", ".join(path.stem for path in available.values())
-            raise ValueError(f"--only: got {key}, expected one of {names}")
-    return [number for number in available if number in numbers or not numbers]
+    for key in only:
+        names = [path.stem for path in available.values()]
+        require(_number(key) in available, "--only", key, f"one of {', '.join(names)}")
+    chosen = {_number(key) for key in only} or available
+    return [number for number in available if number in chosen]
 
 
 def _check_names(where: str, given: dict, declared) -> None:
     """Refuse parameters that no notebook has: papermill only warns, and then hours are lost."""
-    names = sorted({name for names in declared for name in names} - {"out", "data"})
+    names = {name for names in declared for name in names} - {"out", "data"}
     for key in given:
-        if key in ("out", "data"):
-            raise ValueError(f"{where}: {key} is set by --{key}")
-        if key not in names:
-            raise ValueError(
-                f"{where}: no parameter {key!r}; there are {', '.join(names) or 'none'}"
-            )
+        require(key not in ("out", "data"), where, key, f"the option --{key}")
+        one_of(where, key, sorted(names))
 
 
 def _typed(key: str, given, default):
@@ -232,9 +214,9 @@ def _typed(key: str, given, default):
         return float(given)
     if kind is type(given) is list and default:
         return [_typed(key, each, default[0]) for each in given]
-    if type(given) is kind:
-        return given
-    raise ValueError(f"{key}: got {given!r}, expected {kind.__name__} like its default {default!r}")
+    expected = f"{kind.__name__} like its default {default!r}"
+    require(type(given) is kind, key, repr(given), expected)
+    return given
 
 
 # Doing it

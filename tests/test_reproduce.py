@@ -150,9 +150,9 @@ def test_data_is_passed_as_an_absolute_path(root, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"profile": "huge"}, "got 'huge', expected one of quick, big"),
-        ({"settings": ["sead=1"]}, "no parameter 'sead'; there are areas, depth, fast, rate, seed"),
-        ({"settings": ["depth=1"], "only": ["00"]}, "no parameter 'depth'"),
+        ({"profile": "huge"}, "got 'huge', expected one of 'quick', 'big'"),
+        ({"settings": ["sead=1"]}, "got 'sead', expected 'seed'? It is one of 'areas', 'depth',"),
+        ({"settings": ["depth=1"], "only": ["00"]}, "got 'depth', expected one of"),
         ({"settings": ["seed"]}, "expected key=value"),
         ({"settings": ["seed=many"]}, "seed: got 'many', expected int"),
         ({"settings": ["seed=1.5"]}, "seed: got 1.5, expected int"),
@@ -162,8 +162,8 @@ def test_data_is_passed_as_an_absolute_path(root, monkeypatch):
         ({"settings": ["areas=[0.1, all]"]}, "areas: got 'all', expected float"),
         ({"settings": ["areas=[0.1, [1]]"]}, "areas: got [1], expected float"),
         ({"settings": ["areas=[0.1, 0.2"]}, "--set areas: expected YAML of plain values"),
-        ({"settings": ["data=None"]}, "data is set by --data"),
-        ({"settings": ["out=x"]}, "out is set by --out"),
+        ({"settings": ["data=None"]}, "--set: got data, expected the option --data"),
+        ({"settings": ["out=x"]}, "--set: got out, expected the option --out"),
         ({"only": ["7"]}, "got 7, expected one of 00_first, 01_middle, 02_last"),
         ({"data": "nowhere"}, "expected a folder that exists"),
     ],
@@ -177,12 +177,12 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(root, arguments, me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("defaults: {sead: 1}", "no parameter 'sead'"),
-        ('"01": {depth: 1}', "no parameter 'depth'"),
+        ("defaults: {sead: 1}", "got 'sead', expected 'seed'"),
+        ('"01": {depth: 1}', "got 'depth', expected one of"),
         ("default: {seed: 1}", "got default, expected about, defaults"),
         ("- seed", "expected a mapping"),
         ("seed: !!python/object/apply:os.getcwd []", "wrong.yaml: expected YAML of plain values"),
-        ("data_required: true", "reads videos of yours"),
+        ("data_required: true", "expected the folder of videos"),
     ],
 )
 def test_a_wrong_profile_is_refused(root, text, message):
