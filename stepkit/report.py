@@ -22,7 +22,7 @@ from stepkit._notebook import parameters, partial, read_whole, write_text
 
 __all__ = ["machine", "write"]
 
-VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av", "captum")
+VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "av")
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
@@ -96,11 +96,7 @@ def machine() -> dict[str, str]:
         device = "Apple GPU (MPS)"
     found = {"device": device, "system": platform.platform(), "Python": platform.python_version()}
     found["stepkit"] = __version__
-    for name in VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    found |= {name: metadata.version(name) for name in VERSIONS}
     commit = _commit(Path(__file__).parent)
     return found | ({"commit": commit} if commit else {})
 

@@ -16,15 +16,7 @@ from stepkit.attribution import METHODS
 from stepkit.viz._looks import STYLED, Plot, palette
 from stepkit.viz._style import FONT, caption
 
-__all__ = [
-    "forest",
-    "palette",
-    "plot_curves",
-    "plot_history",
-    "plot_intervals",
-    "plot_pairs",
-    "plot_training",
-]
+__all__ = ["forest", "plot_curves", "plot_history", "plot_intervals", "plot_pairs", "plot_training"]
 
 
 @STYLED
@@ -106,13 +98,7 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, zero: bool = False) -> F
 
 @STYLED
 def forest(
-    table: pd.DataFrame,
-    *,
-    xlabel: str,
-    zero: bool = True,
-    across: int = 2,
-    margin: float = 0.0,
-    sharex: bool = True,
+    table: pd.DataFrame, *, xlabel: str, zero=True, across=2, margin=0.0, sharex=True
 ) -> Figure:
     """Plot a table of means with intervals: a panel per outer group, a row per inner one.
 
@@ -123,13 +109,13 @@ def forest(
         levels: panel, marker, row, such as dataset, model, method. NaN is not drawn.
     xlabel : str
         What is measured.
-    zero : bool
+    zero : bool, default True
         Draw a line at 0.
-    across : int
+    across : int, default 2
         Panels beside one another; 1 or 2 can be read at 420 pixels. 0: all, on 9 inches.
-    margin : float
+    margin : float, default 0
         Shade what is nearer to 0.
-    sharex : bool
+    sharex : bool, default True
         One scale for all panels.
 
     Returns
