@@ -305,7 +305,7 @@ def test_inputs_are_left_alone(clip, corner):
         ({"rows": []}, "rows: got"),
         ({"rows": ["kept"], "maps": None}, r"rows \(without maps\): got 'kept'"),
         ({"keep": 0.0}, "keep: got 0.0"),
-        ({"boxes": [torch.zeros(0, 4)]}, "boxes: got 1 entries, expected 4, one a frame"),
+        ({"boxes": [torch.zeros(0, 4)]}, "boxes: got length 1, expected 4 frames"),
         ({"boxes": [torch.zeros(1, 5)] * T}, r"boxes\[0\]: got shape \(1, 5\)"),
         ({"boxes": [torch.full((1, 4), torch.nan)] * T}, r"boxes\[0\]: got NaN"),
     ],

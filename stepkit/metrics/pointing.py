@@ -172,19 +172,17 @@ def _pointed(maps: Tensor, boxes, radius: float | None, shape: str) -> Pointing:
 def _gathered(boxes, N: int, T: int) -> tuple[Tensor, Tensor]:
     """Check boxes; return them in one tensor, float64 (B, 4), and how many each frame has."""
     _listed("boxes", boxes, (N,), f"{N} clips, as many as maps")
-    found = []
-    for n, clip in enumerate(boxes):
-        if isinstance(clip, (Tensor, np.ndarray)) and clip.ndim < 3 and clip.shape[-1] == 4:
-            clip = [clip.reshape(-1, 4)] * T
-        _listed(f"boxes[{n}]", clip, (T, 0), f"{T} frames, one tensor for all, or an empty list")
-        for t, given in enumerate(clip):
-            found.append(_rows(f"boxes[{n}][{t}]", given))
-        found += [torch.zeros(0, 4, dtype=torch.float64)] * (T - len(clip))
-    flat = torch.cat(found)
-    require(bool(flat.isfinite().all()), "boxes", "NaN or infinity", "finite values")
-    wrong = flat[(flat[:, :2] >= flat[:, 2:]).any(1)]
-    require(len(wrong) == 0, "boxes", wrong[:1].tolist(), "x0 < x1 and y0 < y1")
-    return flat, torch.tensor([len(box) for box in found])
+    found = [box for n, clip in enumerate(boxes) for box in boxes_of(f"boxes[{n}]", clip, T)]
+    return torch.cat(found), torch.tensor([len(box) for box in found])
+
+
+def boxes_of(argument: str, clip, T: int) -> list[Tensor]:
+    """Check the boxes of one clip; return those of each frame, float64 (K, 4)."""
+    if isinstance(clip, (Tensor, np.ndarray)) and clip.ndim < 3 and clip.shape[-1] == 4:
+        clip = [clip.reshape(-1, 4)] * T
+    _listed(argument, clip, (T, 0), f"{T} frames, one tensor for all, or an empty list")
+    none = [torch.zeros(0, 4, dtype=torch.float64)] * (T - len(clip))
+    return [_rows(f"{argument}[{t}]", given) for t, given in enumerate(clip)] + none
 
 
 def _listed(argument: str, given, lengths: tuple[int, ...], expected: str) -> None:
@@ -202,7 +200,11 @@ def _rows(argument: str, given) -> Tensor:
         raise TypeError(f"{argument}: got {type(given).__name__}, expected {expected}") from error
     fits = box.numel() == 0 or (box.ndim == 2 and box.shape[1] == 4)
     require(fits, argument, f"shape {tuple(box.shape)}", expected)
-    return box.reshape(-1, 4)
+    box = box.detach().reshape(-1, 4)
+    require(bool(box.isfinite().all()), argument, "NaN or infinity", "finite values")
+    wrong = box[(box[:, :2] >= box[:, 2:]).any(1)]
+    require(len(wrong) == 0, argument, wrong[:1].tolist(), "x0 < x1 and y0 < y1")
+    return box
 
 
 def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from stepkit import _checks
 from stepkit._checks import require
 from stepkit.clips import unnormalise
+from stepkit.metrics.pointing import boxes_of
 from stepkit.viz._style import CMAP, OPACITY
 
 KINDS = ("clip", "overlay", "kept", "mask")
@@ -58,14 +59,14 @@ def display(maps: Tensor) -> Tensor:
     return torch.from_numpy(shown).to(maps.device, torch.float32)
 
 
-def inputs(clip, maps: dict, boxes, keep) -> tuple[np.ndarray, dict, list[np.ndarray]]:
+def inputs(clip, maps: dict, boxes, keep) -> tuple[np.ndarray, dict, list[Tensor]]:
     """Check what a picture is made of; return (T, H, W, 3) in [0, 1], the maps, the boxes."""
     one = "(1, 3, T, H, W)" if getattr(clip, "ndim", 4) == 5 else "(3, T, H, W)"
     clip = _checks.tensor("clip", clip, one).detach().cpu().reshape(clip.shape[-4:])
     require(keep is None or 0 < keep <= 1, "keep", keep, "a share in (0, 1] or None")
     maps = {n: _map(f"maps[{n!r}]" if n else "maps", m, clip, keep) for n, m in maps.items()}
     rgb = unnormalise(clip).permute(1, 2, 3, 0).numpy()
-    return rgb, maps, _boxes(boxes, len(rgb))
+    return rgb, maps, boxes_of("boxes", [] if boxes is None else boxes, len(rgb))
 
 
 def _map(argument: str, given, clip: Tensor, keep) -> Tensor:
@@ -79,21 +80,6 @@ def _map(argument: str, given, clip: Tensor, keep) -> Tensor:
     is_mask = low >= 0 and high <= 1
     require(keep is not None or is_mask, argument, f"{low:.3g}..{high:.3g}", expected)
     return given
-
-
-def _boxes(boxes, count: int) -> list[np.ndarray]:
-    """Return one (n, 4) array per frame; none at all stands for no box in any frame."""
-    if boxes is None or len(boxes) == 0:
-        return [np.zeros((0, 4))] * count
-    require(len(boxes) == count, "boxes", f"{len(boxes)} entries", f"{count}, one a frame")
-    found = []
-    for t, given in enumerate(boxes):
-        box = torch.as_tensor(given, dtype=torch.float32).detach().cpu()
-        fits = box.numel() == 0 or (box.ndim == 2 and box.shape[1] == 4)
-        require(fits, f"boxes[{t}]", f"shape {tuple(box.shape)}", "(n, 4): x0, y0, x1, y1")
-        require(bool(box.isfinite().all()), f"boxes[{t}]", "NaN or infinity", "finite")
-        found.append(box.reshape(-1, 4).numpy())
-    return found
 
 
 def render(kind: str, rgb: np.ndarray, given, keep, opacity=OPACITY, cmap=CMAP) -> np.ndarray:

@@ -45,8 +45,9 @@ def show(
         float32 (3, T, H, W) or (1, 3, T, H, W), normalised.
     maps : Tensor or dict of str to Tensor, optional
         One attribution, float32 (T, H, W), or several by name; bool: a mask.
-    boxes : list of Tensor, optional
+    boxes : list of Tensor, or Tensor, optional
         Per frame (n, 4), ``x0, y0, x1, y1`` in pixels; drawn on the clip and, thinly, on overlays.
+        One tensor stands for all frames.
     frames : int or list of int, default 5
         At most how many, evenly spaced from the first to the last; or which.
     rows : sequence of str, optional
@@ -142,7 +143,7 @@ def _draw(rows: list[_Row], boxes, frames, title, cmap=CMAP, scale="") -> Figure
     figure, axes = _grid(labels, columns, size, title, right=95 if any(scaled) else 10)
     for of_row, row in zip(axes, rows, strict=True):
         for ax, t in zip(of_row, columns, strict=True):
-            _draw_frame(ax, row.film[t], boxes[t] if row.line else (), row.line)
+            _draw_frame(ax, row.film[t], boxes[t] if row.line else boxes[t][:0], row.line)
     if any(scaled):
         _colour_bar(figure, axes[scaled, -1], cmap, scale)
     return figure
@@ -206,7 +207,7 @@ def _draw_frame(ax, picture: np.ndarray, boxes, width: float) -> None:
     method = "nearest" if ax.get_window_extent().width > wide - 0.5 else "antialiased"
     # The edges of the pixels are at whole numbers, as boxes count them.
     ax.imshow(picture, extent=(0, wide, high, 0), interpolation=method)
-    for x0, y0, x1, y1 in boxes:
+    for x0, y0, x1, y1 in boxes.tolist():
         outline = [withStroke(linewidth=width + 1.6, foreground="black")]
         style = {"fill": False, "edgecolor": "white", "linewidth": width, "path_effects": outline}
         ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
