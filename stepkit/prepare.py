@@ -80,7 +80,7 @@ def prepare(
         model.register_forward_hook(_widened)
         if device.type == "cuda":
             rewrite(model)
-            model.compiled_in_long_runs = compiled is None
+            model.compiles = compiled is None  # in long runs of STEP
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):

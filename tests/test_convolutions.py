@@ -73,7 +73,7 @@ def test_prepare_rewrites_on_a_gpu_in_bfloat16_and_lets_long_runs_compile(compil
         False,
         True,
     ]
-    assert ready.compiled_in_long_runs == (compiled is None)
+    assert ready.compiles == (compiled is None)
     assert ready.state_dict().keys() == plain.state_dict().keys()
     x = clips(2, 4, 32)
     torch.testing.assert_close(ready(x), plain(x), rtol=0.05, atol=0.05)

@@ -169,7 +169,7 @@ def test_result_says_in_which_precision_the_model_ran():
 def test_a_network_is_compiled_where_prepare_lets_it_and_the_run_is_long(pays, marked, monkeypatch):
     model, clips, seen = Sensor(), noise(), []
     expected = step(model, clips, [0, 1], batch_size=1, **QUICK)
-    model.compiled_in_long_runs = marked
+    model.compiles = marked
     monkeypatch.setattr(step_module, "PAYS", pays)
     monkeypatch.setattr(step_module, "worth_it", lambda clips: not any(_compiling._short))
     monkeypatch.setattr(

@@ -478,8 +478,7 @@ def _optimise(
     unit = score.unit(model, clips, settings.removal.nothing(clips), targets)
     objective = _Objective(settings, geometry, clips, score, unit)
     each = targets.repeat_interleave(A)
-    marked = getattr(model, "compiled_in_long_runs", False)  # by `prepare`
-    network = compiled(model) if marked and worth_it(clips) else model
+    network = compiled(model) if worth_it(clips) and getattr(model, "compiles", False) else model
     seeds = clips.new_ones(n, A, frames, *geometry.seeds, requires_grad=True)
     optimiser = _optimiser(settings, seeds)
     history = clips.new_zeros(settings.iterations, 3, n, A)
