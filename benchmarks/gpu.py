@@ -209,6 +209,7 @@ def full(bench):
     def look(done, masks, phi):
         if done in (warm, iterations - 1):
             times[done] = finished()
+            bench.note(f"full run, iteration {done}", times[done] - start, "s since the call")
 
     start = time.time()
     network = sk.prepare(bench.raw, "bfloat16")
@@ -272,8 +273,8 @@ STAGES = [
     (bare, 5),
     (alike, 15),
     (fast, 10),
-    (full, 100),
-    (masks, 15),
+    (full, 95),
+    (masks, 12),
     (compiled, 15),
     (profiled, 10),
     (units, 60),
