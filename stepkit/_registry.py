@@ -1,7 +1,8 @@
 """Names for what stepkit and its users bring: methods, metrics, datasets."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +11,7 @@ from stepkit._checks import one_of, require
 __all__ = ["Registry", "bring"]
 
 
-class Registry(Mapping):
+class Registry(UserDict):
     """Rows by name, in the order in which their decorators were run.
 
     Parameters
@@ -22,7 +23,8 @@ class Registry(Mapping):
     """
 
     def __init__(self, kind: str, row: type):
-        self.kind, self.row, self._rows = kind, row, {}
+        super().__init__()
+        self.kind, self.row = kind, row
 
     def register(self, name: str, **facts) -> Callable[[Callable], Callable]:
         """Return a decorator that keeps a function under ``name``; the function stays as it is.
@@ -42,10 +44,10 @@ class Registry(Mapping):
             one_of(f"fact of a {self.kind}", fact, known)
 
         def keep(run: Callable) -> Callable:
-            taken = self._rows.get(name)
+            taken = self.get(name)
             same = taken is None or _place(taken.run) == _place(run)
             require(same, self.kind, f"{name!r}, which is another's", "a name of its own")
-            self._rows[name] = self.row(name=name, run=run, **facts)
+            self[name] = self.row(name=name, run=run, **facts)
             return run
 
         return keep
@@ -53,19 +55,10 @@ class Registry(Mapping):
     def find(self, given: str | Callable) -> Any:
         """Return the row of a name or of a function; a function without a row gets a plain one."""
         if callable(given):
-            rows = [row for row in self._rows.values() if row.run is given]
+            rows = [row for row in self.values() if row.run is given]
             return rows[0] if rows else self.row(name=_name(given), run=given)
         one_of(self.kind, given, self)
-        return self._rows[given]
-
-    def __getitem__(self, name: str):
-        return self._rows[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        return self[given]
 
 
 def bring(extra: str) -> None:

@@ -6,7 +6,6 @@ a list of images, a binary file, or an array: `as_source` makes one of what a ca
 
 import io
 import re
-import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Pillow tells by content, not by name, and knows formats that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "AVIF")
 MOST_BYTES = 8 * _video.MOST_PIXELS  # of a file of images, which is read whole
-BROKEN = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
-BROKEN += (RuntimeError, struct.error, Image.DecompressionBombError)  # what Pillow may raise
 
 
 def as_source(path):
@@ -123,10 +120,9 @@ def between(source, seconds) -> tuple[int, int]:
 def warn_of(source, damage: list[int]) -> None:
     """Warn of ``damage``, the frames that `lazy_frames` found damaged, if there is any."""
     if damage:
-        where = f"{name_of(source)}: damaged between the frames {min(damage)} and {max(damage)}"
-        warn(
-            f"{where}; none of these is used, but some may be missing, and later ones count too low"
-        )
+        where = f"damaged between the frames {min(damage)} and {max(damage)}"
+        told = "none of these is used, but some may be missing, and later ones count too low"
+        warn(f"{name_of(source)}: {where}; {told}")
 
 
 # --- images ---
@@ -144,7 +140,7 @@ def _is_picture(source) -> bool:
 def _decoding(source, what: str = "which"):
     try:
         yield
-    except BROKEN as error:
+    except Exception as error:  # Pillow's readers raise whatever they stumble on
         refuse(source, f"{what} does not decode ({error})", "an intact image")
 
 

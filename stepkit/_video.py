@@ -128,35 +128,42 @@ def decode(source, start: int, damage: list) -> Iterator[tuple[int, av.VideoFram
     line = timeline(source) if start else None
     first = _key_before(line, start) if line else None
     try:
-        yield from _settled(_decode(source, line, first, damage), damage)
+        yield from _judged(source, line, first, damage)
     except _AstrayError:  # count them, then
         damage.clear()
-        yield from _settled(_decode(source, None, None, damage), damage)
+        yield from _judged(source, None, None, damage)
 
 
-def _settled(frames, damage):
+def _judged(source, line, first, damage):
     """Hold each frame until the packets before its own have shown: it may lean on a damaged one."""
-    held, waiting, sent = [], set(), -1  # numbers of packets
-    for index, frame, hurt, origin, number in frames:
+    held, waiting, sent, harmed = [], set(), -1, []  # numbers of packets
+
+    def judge():
+        index, frame, origin = held.pop(0)
+        if frame.key_frame:  # from here on nothing leans on what was before
+            harmed[:] = [each for each in harmed if each >= origin]
+        hurt = any(each <= origin for each in harmed)
+        damage.extend([index] * hurt)
+        return index, frame, hurt
+
+    for index, frame, origin, number in _decode(source, line, first, damage, harmed):
         waiting.update(range(sent + 1, number + 1))
         waiting.discard(origin)
         if frame.key_frame:
             waiting = {each for each in waiting if each > origin}
         sent = number
-        held.append([index, frame, hurt, origin])
-        if frame.is_corrupt:
-            for each in held:
-                each[2] |= each[3] >= origin
-        while held and (len(held) > 32 or min(waiting, default=np.inf) > held[0][3]):
-            index, frame, hurt, _ = held.pop(0)
-            damage += [index] * hurt
-            yield index, frame, hurt
-    for index, frame, hurt, _ in held:
-        damage += [index] * hurt
-        yield index, frame, hurt
+        held.append((index, frame, origin))
+        while held and (len(held) > 32 or min(waiting, default=np.inf) > held[0][2]):
+            yield judge()
+    while held:
+        yield judge()
 
 
-def _decode(source, line, first, damage):
+def _decode(source, line, first, damage, harmed):
+    """Yield position, frame, and the numbers of its packet and of the last one sent.
+
+    To ``harmed`` go the numbers of packets that are damaged, or lost.
+    """
     index, decoded = (bisect_left(line.pts, first[0]) if first else 0) - 1, 0
     end = time.monotonic() + MOST_SECONDS
     with open_video(source) as (container, stream, decoder):
@@ -166,7 +173,6 @@ def _decode(source, line, first, damage):
             warn(f"{name_of(source)}: {said}")
         if first:
             container.seek(first[1], stream=stream)
-        harmed = []  # numbers of the packets that are damaged, or lost, since the last key frame
         for number, (packet, broken, lost) in enumerate(_packets(source, container, stream)):
             # a frame tells by it which packet it comes from; PyAV keeps it by its address
             packet.opaque = [number]
@@ -188,9 +194,7 @@ def _decode(source, line, first, damage):
                 (origin,) = frame.opaque or [number]
                 if frame.is_corrupt:
                     harmed.append(origin)
-                if frame.key_frame:
-                    harmed = [each for each in harmed if each >= origin]
-                yield index, frame, any(each <= origin for each in harmed), origin, number
+                yield index, frame, origin, number
         # Some writers of AVI get the length wrong: it counts only where frames are lost as well.
         complete = container.format.name == "avi" and index + 1 == stream.frames and not damage
     if not complete:

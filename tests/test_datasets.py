@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import stepkit as sk
-from stepkit.data import DATASETS, Sample, Synthetic, as_dataset, batch, load_dataset
+from stepkit.data import DATASETS, Sample, Synthetic, batch, load_dataset
+from stepkit.data.sample import as_dataset
 
 SIZES = {"frames": 2, "size": 24}
 GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"

@@ -1,42 +1,20 @@
 """Datasets: three generated stand-ins, the paper's three from disk, a plain folder of videos."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 from stepkit._checks import require
 from stepkit._registry import bring
 from stepkit.data import epic, something, ucf101  # noqa: F401  # they register themselves
 from stepkit.data.files import Folder
-from stepkit.data.sample import DATASETS, Batch, Sample, as_dataset, batch, collate, dataset
+from stepkit.data.sample import DATASETS, Batch, Sample, as_dataset, batch, dataset
 from stepkit.data.synthetic import Synthetic
 
-__all__ = [
-    "DATASETS",
-    "Batch",
-    "Folder",
-    "Sample",
-    "Synthetic",
-    "as_dataset",
-    "batch",
-    "collate",
-    "dataset",
-    "load_dataset",
-]
+__all__ = ["DATASETS", "Batch", "Folder", "Sample", "Synthetic", "batch", "dataset", "load_dataset"]
 
 
 def load_dataset(
-    name: str | Callable,
-    split: str,
-    *,
-    frames: int,
-    size: int | tuple[int, int],
-    n: int = 0,
-    data: str = "",
-    parts: bool = False,
-    seed: int = 0,
-    extra: str = "",
-    **options,
+    name, split, *, frames, size, n=0, data="", parts=False, seed=0, extra="", **options
 ):
     """Return one split of a dataset by its name, as the notebooks ask for it.
 
@@ -52,7 +30,8 @@ def load_dataset(
         there. Of the paper's datasets "test" is the published validation list, and "val" a part of
         the training list: of UCF101-24 the last group of scenes, g25, else a tenth of the
         recordings or videos.
-    frames, size : int
+    frames : int
+    size : int or (int, int)
         T, and H = W or (H, W).
     n : int
         Number of clips for generated data.

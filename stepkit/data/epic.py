@@ -16,8 +16,11 @@ start_frame to stop_frame. Whoever cut clips out need not have kept all frames: 
 clip's own file or folder are taken to be spread evenly from start_frame to stop_frame.
 """
 
+import csv
+import io
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,14 +29,7 @@ from torch import Tensor
 
 from stepkit._checks import require, warn
 from stepkit.data.files import position
-from stepkit.data.listed import (
-    Listed,
-    boxes_in_clip,
-    class_names,
-    csv_rows,
-    find_list,
-    find_listed,
-)
+from stepkit.data.listed import Listed, boxes_in_clip, class_names, content, find_list
 from stepkit.data.sample import dataset
 
 __all__ = ["EpicObject", "EpicObjectClean", "boxes_at", "read_classes", "read_list"]
@@ -51,11 +47,8 @@ _NUMBER = r"[0-9]{1,6}(?:\.[0-9]{0,20})?"
 _BOX = rf"\({_NUMBER}(?:, ?{_NUMBER}){{3}}\)"
 _FRAME = rf"[0-9]{{1,9}}: ?(?:{_BOX}|\[(?:{_BOX}(?:, ?)?)*\])"
 _COLUMNS = {  # ids become parts of paths
-    "seg_id": ("[0-9]{1,9}", "a number"),
+    **dict.fromkeys(("seg_id", "noun_label", "start_frame", "stop_frame"), _WHOLE),
     "video_id": ("P[0-9]{1,9}_[0-9]{1,9}", "P01_01, …"),
-    "noun_label": _WHOLE,
-    "start_frame": _WHOLE,
-    "stop_frame": _WHOLE,
     "bounding_boxes": (
         rf"\{{(?:{_FRAME}(?:, ?)?)*\}}",
         "{frame: (top, left, height, width)}, or a list of these per frame",
@@ -126,9 +119,7 @@ class EpicObject(Listed):
             return classes, [s for s in every if split == "all" or _tested(s) == (split == "test")]
         if self.leak and split != "test":
             told = f"{len(self.leak)} of the {len(recordings[1])} recordings of the test list also"
-            warn(
-                f"split: {told} occur in the training list; epic-object-clean divides by recording"
-            )
+            warn(f"split: {told} occur in the training list; epic-object-clean divides by them")
         return classes, lists["test" if split == "test" else "train"]
 
     def held_out(self, clip: Segment) -> bool:
@@ -137,7 +128,7 @@ class EpicObject(Listed):
 
     def locate(self, root: Path, listed: list[Segment]) -> dict[str, Path]:
         """Return where the clips are, by id: their own videos or folders before a recording."""
-        found = find_listed(root, self.places, listed, _id_of)
+        found = super().locate(root, listed)
         for segment in listed:  # a recording is asked for names, not listed: it may be huge
             person = segment.recording.partition("_")[0]
             folders = [root / place / who for place in _RECORDINGS_IN for who in (person, "")]
@@ -145,6 +136,11 @@ class EpicObject(Listed):
                 if segment.id not in found and next(_images(folder, segment), None):
                     found[segment.id] = folder
         return found
+
+    def id_of(self, name: str) -> str | None:
+        """Return the id with which the name of a clip's own video or folder ends."""
+        match = re.fullmatch("(?:.*-)?(P[0-9]+_[0-9]+_[0-9]+)", name)
+        return match and match[1]
 
     def source(self, i: int):
         """Return what clip ``i`` is read from: of a recording, the images that belong to it."""
@@ -218,7 +214,7 @@ def read_classes(path) -> list[str]:
         No such columns, or labels other than 0, 1, … K − 1.
     """
     columns = {"noun": (".+", "a word"), "noun_label": _WHOLE}
-    rows = csv_rows(path, "class_list", columns)
+    rows = _rows(path, "class_list", columns)
     return class_names({row["noun"]: int(row["noun_label"]) for _, row in rows}, path)
 
 
@@ -240,7 +236,7 @@ def read_list(path, classes: list[str]) -> list[Segment]:
     500
     """
     nouns, found = ("|".join(map(re.escape, classes)), "one of " + ", ".join(classes)), []
-    for at, row in csv_rows(path, "split_list", {"noun": nouns} | _COLUMNS):
+    for at, row in _rows(path, "split_list", {"noun": nouns} | _COLUMNS):
         label, start, stop = (int(row[k]) for k in ("noun_label", "start_frame", "stop_frame"))
         target = classes.index(row["noun"])
         given = f"noun_label {label} of {row['noun']!r} {at}"
@@ -253,6 +249,33 @@ def read_list(path, classes: list[str]) -> list[Segment]:
     return found
 
 
+def _rows(path, argument: str, columns: dict) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each row of a CSV file, and in words where it is.
+
+    ``columns`` has for each column that is needed a pattern of its values, and what that is in
+    words. Rows are read one by one: a file that is wrong from the start is not read to its end.
+
+    Raises
+    ------
+    ValueError
+        No text, no rows, a column that is not there, a value that does not fit.
+    """
+    row = None
+    try:
+        reader = csv.DictReader(io.StringIO(content(path, argument).decode(), newline=""))
+        lacking = ", ".join(column for column in columns if column not in (reader.fieldnames or ()))
+        require(not lacking, argument, f"'{path}' without column {lacking}", ", ".join(columns))
+        for row in reader:
+            at = f"in line {reader.line_num} of '{path}'"
+            for column, (pattern, expected) in columns.items():
+                given = f"{column} {(row[column] or '')[:60]!r} {at}"
+                require(bool(re.fullmatch(pattern, row[column] or "")), argument, given, expected)
+            yield at, row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{argument}: got '{path}' ({error}), expected a CSV file") from error
+    require(row is not None, argument, f"'{path}' without rows", "at least one")
+
+
 def _boxes(text: str) -> dict[int, np.ndarray]:
     """Return of each frame the boxes, (n, 4): x, y, width, height."""
     boxes = {}
@@ -260,12 +283,6 @@ def _boxes(text: str) -> dict[int, np.ndarray]:
         sides = np.array(re.findall(_NUMBER, rows), float).reshape(-1, 4)
         boxes[int(frame)] = sides[:, [1, 0, 3, 2]]
     return boxes
-
-
-def _id_of(name: str) -> str | None:
-    """Return the id with which the name of a clip's own video or folder ends."""
-    match = re.fullmatch("(?:.*-)?(P[0-9]+_[0-9]+_[0-9]+)", name)
-    return match and match[1]
 
 
 def _tested(segment: Segment) -> bool:

@@ -181,9 +181,10 @@ class Folder(ClipFiles):
         classes = sorted({folder.name for folder in folders})  # of all splits: one index in each
         found, strays = [], []
         for folder in folders:
-            inside = find_clips(folder, strays=strays)
+            inside, others = find_clips(folder)
             require(bool(inside), "root", f"'{folder}' without clips", "videos or frame folders")
             found += inside.items()
+            strays += others
         if strays:
             named = ", ".join(path.relative_to(root).as_posix() for path in strays[:5])
             told = f"root: {len(strays)} files under '{root}' are no clips and left out: {named}"
@@ -201,16 +202,14 @@ class Folder(ClipFiles):
 def _divide(found: list[tuple[str, Path]], group: Callable[[Path], str] | None) -> list[str]:
     """Return the split of each clip: of its name among those of its class, or of its group."""
     units = [(None, group(path)) if group else (path.parent, name) for name, path in found]
-    pools = {}
-    for pool, unit in units:
-        pools.setdefault(pool, []).append(unit)
-    splits = {pool: _splits(names) for pool, names in pools.items()}
+    pools = {pool for pool, _ in units}
+    splits = {pool: _splits({name for of, name in units if of == pool}) for pool in pools}
     return [splits[pool][unit] for pool, unit in units]
 
 
-def _splits(names: list[str]) -> dict[str, str]:
+def _splits(names: set[str]) -> dict[str, str]:
     """Return the split of each name: its hash tells, but of three names none stays empty."""
-    ranked = sorted(set(names), key=position)
+    ranked = sorted(names, key=position)
     places = [position(name) for name in ranked]
     low = bisect_left(places, SHARES["train"])
     high = bisect_left(places, SHARES["train"] + SHARES["val"])
@@ -228,25 +227,23 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def find_clips(
-    folder: Path, wanted: Callable[[str], bool] | None = None, strays: list | None = None
-) -> dict[str, Path]:
+def find_clips(folder: Path, wanted=lambda name: True) -> tuple[dict[str, Path], list[Path]]:
     """Find the videos and the folders of frames that lie in ``folder``, by name without suffix.
 
     Of two of one name the first of `VIDEOS` counts, a folder last. Only names that are ``wanted``
-    are looked at. Files of other kinds go to ``strays``.
+    are looked at. Files of other kinds are returned, too.
     """
-    found = {}
+    found, strays = {}, []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or (wanted and not wanted(path.stem)):
+        if path.name.startswith(".") or not wanted(path.stem):
             continue
         if path.is_dir() and any(file.suffix.lower() in IMAGES for file in path.iterdir()):
             found[path.name] = min(path, found.get(path.name, path), key=_preference)
         elif path.is_file() and path.suffix.lower() in VIDEOS:
             found[path.stem] = min(path, found.get(path.stem, path), key=_preference)
-        elif path.is_file() and strays is not None:
+        elif path.is_file():
             strays.append(path)
-    return found
+    return found, strays
 
 
 def _preference(path: Path) -> int:

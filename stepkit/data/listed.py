@@ -1,10 +1,7 @@
 """Clips that published lists name: where lists and clips are, splits, boxes, what is missing."""
 
-import csv
-import io
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +10,26 @@ from torch import Tensor
 from stepkit._checks import one_of, require, warn
 from stepkit.data.files import PARTS, ClipFiles, find_clips, position
 
-__all__ = ["Listed", "boxes_in_clip", "class_names", "content", "csv_rows", "find_list"]
+__all__ = ["Listed", "Video", "boxes_in_clip", "class_names", "content", "find_list"]
 
 HELD_OUT = 0.1  # of a training list: it chooses the checkpoint
 MOST_BYTES = 2**24  # of a list or an annotation: several times the largest of the three datasets
 _LISTS_IN = ("annotations", "splitfiles", "")  # under a root
 
 
+class Video(NamedTuple):
+    """One video of a list; what is known of its boxes is for its dataset to say."""
+
+    id: str
+    target: int
+    annotation: dict | None = None
+
+
 class Listed(ClipFiles):
     """Clips that published lists name, under one root; the base of the paper's three datasets.
 
     A dataset of this kind says in `read_lists` what its lists hold, in ``places`` or `locate` where
-    its clips are, and in `boxes` which boxes they have.
+    its clips are, in `id_of` what their names say, and in `boxes` which boxes they have.
 
     Parameters
     ----------
@@ -71,9 +76,7 @@ class Listed(ClipFiles):
         self.missing = [] if wanted == "all" else lost
         if self.missing:
             named = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
-            told = (
-                f"root: {len(lost)} of {len(listed)} listed clips are not under '{root}': {named}"
-            )
+            told = f"root: {len(lost)} of {len(listed)} listed clips not under '{root}': {named}"
             if missing == "error":
                 raise FileNotFoundError(f"{told}; missing='skip' leaves them out")
             warn(f"{told}; left out")
@@ -90,23 +93,17 @@ class Listed(ClipFiles):
         return position(clip.id) >= 1 - HELD_OUT
 
     def locate(self, root: Path, listed: list) -> dict[str, Path]:
-        """Return where the clips are that are there, by id."""
-        return find_listed(root, self.places, listed)
+        """Return where the clips are that are there, by id: in the first of the ``places``."""
+        wanted, found = {clip.id for clip in listed}, {}
+        for folder in [root / place for place in reversed(self.places)]:
+            if folder.is_dir():
+                clips, _ = find_clips(folder, lambda name: self.id_of(name) in wanted)
+                found |= {self.id_of(name): path for name, path in clips.items()}
+        return found
 
-
-def find_listed(
-    root: Path, places, listed: list, id_of: Callable[[str], str | None] = str
-) -> dict[str, Path]:
-    """Return where the ``listed`` clips are, by id: in the first of the folders ``places``.
-
-    ``id_of`` makes an id of a name without suffix.
-    """
-    wanted, found = {clip.id for clip in listed}, {}
-    for folder in [root / place for place in reversed(places)]:
-        if folder.is_dir():
-            clips = find_clips(folder, lambda name: id_of(name) in wanted)
-            found |= {id_of(name): path for name, path in clips.items()}
-    return found
+    def id_of(self, name: str) -> str | None:
+        """Return the id of the clip whose file, without suffix, or folder has this name."""
+        return name
 
 
 def find_list(root: Path, *patterns: str) -> Path:
@@ -140,33 +137,6 @@ def content(path, argument: str) -> bytes:
     size = path.stat().st_size
     require(size <= MOST_BYTES, argument, f"'{path}' of {size} bytes", f"at most {MOST_BYTES}")
     return path.read_bytes()
-
-
-def csv_rows(path, argument: str, columns: dict) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each row of a CSV file, and in words where it is.
-
-    ``columns`` has for each column that is needed a pattern of its values, and what that is in
-    words. Rows are read one by one: a file that is wrong from the start is not read to its end.
-
-    Raises
-    ------
-    ValueError
-        No text, no rows, a column that is not there, a value that does not fit.
-    """
-    row = None
-    try:
-        reader = csv.DictReader(io.StringIO(content(path, argument).decode(), newline=""))
-        lacking = ", ".join(column for column in columns if column not in (reader.fieldnames or ()))
-        require(not lacking, argument, f"'{path}' without column {lacking}", ", ".join(columns))
-        for row in reader:
-            at = f"in line {reader.line_num} of '{path}'"
-            for column, (pattern, expected) in columns.items():
-                given = f"{column} {(row[column] or '')[:60]!r} {at}"
-                require(bool(re.fullmatch(pattern, row[column] or "")), argument, given, expected)
-            yield at, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{argument}: got '{path}' ({error}), expected a CSV file") from error
-    require(row is not None, argument, f"'{path}' without rows", "at least one")
 
 
 def class_names(index: dict[str, int], path: Path) -> list[str]:

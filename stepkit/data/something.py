@@ -14,22 +14,14 @@ On disk, under ``root`` (each video where it is found first, from top to bottom)
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from stepkit._checks import require
-from stepkit.data.listed import Listed, class_names, content, find_list
+from stepkit.data.listed import Listed, Video, class_names, content, find_list
 from stepkit.data.sample import dataset
 
 __all__ = ["SomethingV2", "read_classes", "read_list"]
 
 _LISTS = {"train": "train_*.json", "test": "val_*.json"}
-
-
-class Video(NamedTuple):
-    """One video of a list."""
-
-    id: str
-    target: int
 
 
 @dataset(

@@ -82,9 +82,7 @@ class Synthetic(Dataset):
     (torch.Size([3, 8, 48, 48]), torch.Size([8, 48, 48]), torch.Size([1, 4]))
     """
 
-    def __init__(
-        self, name: str, split: str = "test", n: int = 100, frames: int = 8, size=48, seed: int = 0
-    ):
+    def __init__(self, name, split="test", n=100, frames=8, size=48, seed=0):
         one_of("name", name, CLASSES)
         one_of("split", split, PHOTOGRAPHS)
         height, width = (size, size) if isinstance(size, int) else size

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from stepkit._checks import require
 from stepkit._sources import images
 from stepkit.data._unpickle import unpickle
-from stepkit.data.listed import Listed, boxes_in_clip, content, find_list, find_listed
+from stepkit.data.listed import Listed, Video, boxes_in_clip, content, find_list
 from stepkit.data.sample import dataset
 
 __all__ = ["UCF101", "boxes_at", "frame_numbers", "read_annotations", "read_split"]
@@ -22,14 +21,6 @@ ANNOTATED_AT = (240, 320)  # H, W of every box in the annotation, whatever size 
 _CLIPS_IN = ("videos", "", "frames", "rgb-images")
 _ENTRY = re.compile(r"([\w-]+/[\w-]+?)(?:\.\w+)?(?:\s+\d+)?")
 _FRAME = re.compile(r"(.*?)(\d+)")
-
-
-class Video(NamedTuple):
-    """One video of a list; ``annotation`` as in `read_annotations`, or None."""
-
-    id: str  # v_Class_gXX_cYY
-    target: int
-    annotation: dict | None
 
 
 @dataset(
@@ -71,6 +62,7 @@ class UCF101(Listed):
         found = read_annotations(find_list(root, "pyannot.pkl"))
         labels = {video["label"]: name.split("/")[0] for name, video in found.items()}
         classes = [labels[label] for label in sorted(labels)]
+        self.places = [Path(place, name) for place in _CLIPS_IN for name in classes]
         names = sorted(found)
         if split != "all":
             name = f"{'test' if split == 'test' else 'train'}list01.txt"
@@ -83,11 +75,6 @@ class UCF101(Listed):
     def held_out(self, clip: Video) -> bool:
         """Tell whether a video is of the last group of scenes."""
         return "_g25_" in clip.id
-
-    def locate(self, root: Path, listed: list[Video]) -> dict[str, Path]:
-        """Return where the videos are that are there, by id."""
-        places = [f"{place}/{name}" for place in _CLIPS_IN for name in self.classes]
-        return find_listed(root, [place.strip("/") for place in places], listed)
 
     def boxes(self, i: int, indices: list[int]) -> list[Tensor]:
         """Return the boxes of clip ``i`` at the positions ``indices``, as in `boxes_at`.
