@@ -17,7 +17,7 @@ GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
 def own():
     """A name of one's own, forgotten afterwards."""
     yield "mine"
-    DATASETS._rows.pop("mine", None)
+    DATASETS.pop("mine", None)
 
 
 def dark(n, label=0):

@@ -37,7 +37,7 @@ def mine(tmp_path, monkeypatch):
     yield tmp_path
     sys.modules.pop("mine", None)
     for registry, name in zip((METHODS, METRICS, DATASETS), NAMES, strict=True):
-        registry._rows.pop(name, None)
+        registry.pop(name, None)
 
 
 def study(out, **more):

@@ -220,7 +220,7 @@ def test_a_change_of_the_library_is_made_anew(made, monkeypatch):
     assert [made(**g) for g in given] == [0, 1, 0]
     # a method's code
     of_mine = replace(METHODS["gradient"], run=METHODS["gradient_x_input"].run)
-    monkeypatch.setitem(METHODS._rows, "gradient", of_mine)
+    monkeypatch.setitem(METHODS, "gradient", of_mine)
     assert [made(**g) for g in given] == [1, 0, 0]
     # the version
     monkeypatch.setattr(_keys, "__version__", "9.9")

@@ -31,7 +31,7 @@ def noisy(model, clips, targets, work, *, samples=2, spread: float = 0.5):
 
 @pytest.fixture
 def mine(monkeypatch):
-    monkeypatch.setattr(METHODS, "_rows", dict(METHODS))
+    monkeypatch.setattr(METHODS, "data", dict(METHODS))
     facts = {"label": "Mine", "source": "me", "needs_gradient": True}
     assert sk.method("mine", **facts)(noisy) is noisy
     return "mine"
@@ -108,7 +108,7 @@ def test_what_needs_a_gradient_is_refused_where_none_arrives(monkeypatch):
         model(clips)
         return torch.zeros_like(clips[:, 0])
 
-    monkeypatch.setattr(METHODS, "_rows", dict(METHODS))
+    monkeypatch.setattr(METHODS, "data", dict(METHODS))
     sk.method("zero", needs_gradient=True)(zero)
     with pytest.raises(ValueError, match="model: got no gradient"):
         sk.attribute("zero", Blind(), clips(), 0)
