@@ -83,20 +83,19 @@ def explore(models, clips, targets=None, *, classes=None, maps=None, methods=OFF
     for name, clip in clips.items():
         _checks.tensor(f"clips[{name!r}]", clip, "(3, T, H, W)")
     first, start = next(iter(models.values())), next(iter(clips.values()))
-    counts = {name: len(panels.probabilities(model, start)) for name, model in models.items()}
-    count = next(iter(counts.values()))
-    classes = list(map(str, range(count) if classes is None else classes))
-    require(len(classes) == count, "classes", f"{len(classes)} names", f"{count}")
-    for name, given in counts.items():
-        require(given == count, f"models[{name!r}]", given, f"{count} classes")
+    classes = range(len(panels.probabilities(first, start))) if classes is None else classes
+    for name, model in models.items():
+        count = len(panels.probabilities(model, start))
+        fits = len(classes) == count
+        require(fits, "classes", f"{len(classes)} names", f"{count}, as models[{name!r}] has")
     targets = targets if isinstance(targets, Mapping) else dict.fromkeys(clips, targets)
     aims = {}
     for name, clip in clips.items():
         target = targets.get(name)
         target = panels.probabilities(first, clip).argmax() if target is None else target
         aims[name] = int(_checks.targets(target, 1))
-        require(aims[name] < count, "targets", aims[name], f"classes 0..{count - 1}")
-    state = State(dict(models), dict(clips), aims, classes, methods, steps)
+        require(aims[name] < len(classes), "targets", aims[name], f"classes 0..{len(classes) - 1}")
+    state = State(dict(models), dict(clips), aims, [*map(str, classes)], methods, steps)
     for model, of_model in (maps or {}).items():
         for clip, of_clip in of_model.items():
             for method, found in of_clip.items():

@@ -20,8 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stepkit import _checks, metrics, viz
-from stepkit import removal as removals
+from stepkit import _checks, metrics, removal, viz
 from stepkit._checks import one_of, require
 from stepkit._sources import guess_count
 from stepkit.attribution import PRESETS, attribute, heatmap
@@ -77,11 +76,11 @@ def probabilities(model: nn.Module, clip: Tensor) -> Tensor:
         return model(clips).softmax(1)[0].float().cpu()
 
 
-def keep(clip: Tensor, seen: Seen, removal="blur") -> Tensor:
-    """Return the clip (3, T, H, W) with all removed but what is kept."""
+def keep(clip: Tensor, seen: Seen, by="blur") -> Tensor:
+    """Return the clip (3, T, H, W) with all removed, ``by`` an operator, but what is kept."""
     mask = seen.drawn if seen.keep is None else top(seen.drawn, seen.keep)
     mask = mask.clamp(0, 1)[None].to(clip.device)
-    return removals.named(removal).apply(clip[None], mask)[0]
+    return removal.named(by).apply(clip[None], mask)[0]
 
 
 @dataclass
@@ -126,8 +125,8 @@ class State:
             return attribute(method, network, given[None], target, **options)[0].cpu()
         found = self.facts["map", model, clip, target, method]
         if kind == "phi":
-            removal = self.methods["step"].get("removal", "blur")
-            kept = keep(given, see(found, area, self.areas), removal)
+            by = self.methods["step"].get("removal", "blur")
+            kept = keep(given, see(found, area, self.areas), by)
             return float(probabilities(network, kept)[target])
         heat = see(found, SUM, self.areas).drawn[None].to(given.device)
         return metrics.insertion(network, given[None], heat, target, steps=self.steps)
@@ -204,9 +203,8 @@ def _chart(title: str, curves: dict[str, list[float]], at: float, cursor: str, h
     """Return an SVG: lines from 0 to ``high``, their legend, a cursor at a share of the width."""
     x = 50 + 400 * at
     parts = [_text(50, 16, title), _text(42, 155, "0", "end"), _text(42, 35, f"{high:.2g}", "end")]
-    parts += [
-        f'<path d="M50 150 H450 M50 30 H450 M{x:.1f} 30 V150" stroke="currentColor" opacity=".4"/>'
-    ]
+    lines = f"M50 150 H450 M50 30 H450 M{x:.1f} 30 V150"
+    parts += [f'<path d="{lines}" stroke="currentColor" opacity=".4"/>']
     parts += [f'<path d="M{x - 7:.1f} 164 h14 l-7 -11 z" fill="currentColor"/>']
     parts += [_text(x, 178, cursor, "middle")]
     for i, (name, values) in enumerate(curves.items()):
