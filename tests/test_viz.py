@@ -606,6 +606,14 @@ def test_pairs_have_a_marker_each_and_their_correlation(table):
     assert "r = -1.00" in figure.legends[0].get_title().get_text()
 
 
+def test_pairs_of_several_markers_at_one_place_are_drawn():
+    places = [[*"aabbc"], [*"mmmmm"], [*"klklk"]]  # a, m has two markers
+    index = pd.MultiIndex.from_arrays(places, names=["dataset", "model", "metric"])
+    pairs = pd.DataFrame({"α": [0.1, 0.2, np.nan, 0.4, 0.5], "ρ": [0.3, np.nan, 0.1, 0, 0]}, index)
+    figure = plots.plot_pairs(pairs, label="metric")
+    assert np.isfinite(figure.axes[0].collections[0].get_offsets()).all(1).sum() == 3
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -201,7 +201,7 @@ def plot_pairs(table: pd.DataFrame, *, label: str) -> Figure:
     ax = figure.subplots()
     look = _looks(label, table.index.unique(label))
     del look["dashes"]  # of lines
-    sns.scatterplot(table.reset_index(label), x=across, y=up, **look, s=45, ax=ax)
+    sns.scatterplot(table.reset_index(), x=across, y=up, **look, s=45, ax=ax)
     ax.margins(x=0.05)
     r, n = table[across].corr(table[up], min_periods=3), len(table.dropna())
     _legend(figure, ax, "" if math.isnan(r) else f"r = {r:.2f} of\n{n} points")
