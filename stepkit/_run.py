@@ -137,9 +137,8 @@ class Run:
         own = self.recipe | own
         if own.get("like") == "paper":
             given = given.removesuffix(UNPERTURBED)
-        return self._once(
-            "fit", given, dataset, repr(own), make=lambda: self._fit(given, dataset, own)
-        )
+        make = functools.partial(self._fit, given, dataset, own)
+        return self._once("fit", given, dataset, repr(own), make=make)
 
     def _fit(self, model: str, dataset: str, own: dict) -> tuple:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -40,13 +40,12 @@ def of_maps(study: Study, variants: Mapping[str, tuple], *, name: str = "variant
         scores = study.score(metric, methods=everything, name=f"{metric}_{name}", **where)
         found[column] = scores.pivot(index="clip", columns="method", values=column)
     rows, auc = {}, found["insertion"]
+    usual = auc[[*study.methods]]
     for variant, (base, _) in variants.items():
         pair = {variant: everything[variant]}, base
         maps = [study.maps(each)["maps"].flatten(1).double().numpy() for each in pair]
-        others = auc[[method for method in study.methods if method not in (base, "random")]]
         sides = [
-            {"scores": others.assign(it=auc[each]), "random_scores": auc["random"]}
-            for each in (variant, base)
+            metrics.against_random(usual.assign(**{base: auc[each]})) for each in (variant, base)
         ]
         rows[variant, "map"] = stats.mean_of_known(metrics.rank_correlation(*maps))
         for column, table in found.items():
@@ -77,13 +76,12 @@ def of_scores(study: Study, variants: Mapping[str, tuple[dict, dict]]) -> pd.Dat
     for variant, both in variants.items():
         sides, tables = [], []
         for given in both:
-            given, table = {"include_random": False, **given}, {}
-            among = {"include_random": given.pop("include_random")}
+            options, table = dict(given), {}
+            random = {"include_random": options.pop("include_random", False)}
             for method in study.methods:
-                table[method] = study.measure("auc", method, **given)["insertion"].numpy()
+                table[method] = study.measure("auc", method, **options)["insertion"].numpy()
             tables.append(pd.DataFrame(table))
-            scores = {"random_scores": table.pop("random"), "scores": pd.DataFrame(table)}
-            sides.append(scores | among)
+            sides.append(metrics.against_random(tables[-1], **random))
         first, second = tables
         rho = metrics.rank_correlation(first.to_numpy(), second.to_numpy())
         rows[variant, "insertion"] = stats.bootstrap_mean((second - first).mean(axis=1))
@@ -102,5 +100,4 @@ def summary(changes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changes(rows: dict) -> pd.DataFrame:
-    index = pd.MultiIndex.from_tuples(rows, names=["variant", "change"])
-    return pd.DataFrame(list(rows.values()), index)[["mean", "low", "high"]]
+    return pd.DataFrame(rows).T.rename_axis(["variant", "change"])[["mean", "low", "high"]]

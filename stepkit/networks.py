@@ -19,15 +19,7 @@ from stepkit._checks import model as check_model
 from stepkit._files import is_altered
 from stepkit.models import out_of_place
 
-__all__ = [
-    "DetachedLSTM",
-    "NarrowResNet",
-    "R2Plus1DNarrow",
-    "ResNetLSTM",
-    "ResNetLSTMNarrow",
-    "load_model",
-    "load_weights",
-]
+__all__ = ["R2Plus1DNarrow", "ResNetLSTM", "ResNetLSTMNarrow", "load_model", "load_weights"]
 
 
 def load_model(

@@ -28,19 +28,8 @@ from stepkit._checks import clips as check_clips
 from stepkit._checks import in_proportion, one_of, require, tensor
 from stepkit.clips import normalise, unnormalise
 
-__all__ = [
-    "Removal",
-    "black",
-    "blur",
-    "constant",
-    "fade",
-    "gaussian_blur",
-    "gaussian_matrix",
-    "mean",
-    "named",
-    "read",
-    "remove_at_random",
-]
+__all__ = ["Removal", "black", "blur", "constant", "fade", "gaussian_blur", "gaussian_matrix"]
+__all__ += ["mean", "named", "read", "remove_at_random"]
 
 
 @dataclass(frozen=True)

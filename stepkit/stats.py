@@ -8,19 +8,8 @@ from scipy.stats import t as student
 
 from stepkit._checks import one_of, require
 
-__all__ = [
-    "HOLDS",
-    "against_best",
-    "bootstrap",
-    "bootstrap_mean",
-    "by_scene",
-    "differences",
-    "holm",
-    "intervals",
-    "mean_of_known",
-    "verdict",
-    "written",
-]
+__all__ = ["HOLDS", "against_best", "bootstrap", "bootstrap_mean", "by_scene", "differences"]
+__all__ += ["holm", "intervals", "mean_of_known", "verdict", "written"]
 
 FEW_SCENES = 30  # with fewer, the percentile bootstrap covers too little
 HOLDS = {w: w for w in ("level", "undecided")} | {"higher": "holds", "lower": "does not hold"}
@@ -60,10 +49,9 @@ def bootstrap(
     rows = [min(block, samples - start) for start in range(0, samples, block)]
     found = np.concatenate([statistic(*(_counts(rng, n, b) for n in sizes)) for b in rows])
     known = found[~np.isnan(found.reshape(samples, -1)).any(1)]
-    tails = (1 - level) / 2, (1 + level) / 2
-    return (
-        np.quantile(known, tails, axis=0) if len(known) else np.full((2, *found.shape[1:]), np.nan)
-    )
+    if not len(known):
+        return np.full((2, *found.shape[1:]), np.nan)
+    return np.quantile(known, ((1 - level) / 2, (1 + level) / 2), axis=0)
 
 
 def _counts(rng: np.random.Generator, n: int, rows: int) -> np.ndarray:

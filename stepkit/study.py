@@ -128,12 +128,9 @@ class Study(Run):
         one_of(f"{row.name}: what {name} finds", row.reads, found)
         if row.baseline and "baseline" not in options:
             options["baseline"] = self.mean_colour(dataset)
-        network, shown, tag = (
-            self.network(model, dataset),
-            self.batch(dataset),
-            given.get("tag", ""),
-        )
-        made_of = {"model": store.model_key(network, tag), "library": _keys.library("metrics/")}
+        network, shown = self.network(model, dataset), self.batch(dataset)
+        made_of = {"model": store.model_key(network, given.get("tag", ""))}
+        made_of |= {"library": _keys.library("metrics/")}
         made_of |= {"metric": row.run, "options": options, "clips": shown}
         key = _keys.key(maps=found[row.reads], **made_of)
         place = self.folder.joinpath("measured", *map(file_name, (dataset, model, named)))

@@ -26,7 +26,7 @@ from stepkit.data.sample import collate
 from stepkit.models import device_of, frozen
 from stepkit.models.scores import probability
 from stepkit.networks import load_model, load_weights
-from stepkit.removal import Removal, blur, remove_at_random
+from stepkit.removal import blur, remove_at_random
 
 __all__ = [
     "PAPER",
@@ -58,8 +58,8 @@ class Recipe:
         The learning rate falls to a tenth every so many epochs; 0: rises for the first fifth of
         the training, then falls along a cosine ("one cycle").
     removal_share : float
-        Share of the training clips from which `stepkit.removal.remove_at_random` takes blobs; it
-        rises from 0 to this over the first half of the epochs.
+        Share of the training clips from which `stepkit.removal.remove_at_random` takes blobs, by
+        `stepkit.removal.blur`; it rises from 0 to this over the first half of the epochs.
     start : str
         Where `fit` starts: ``weights`` of `stepkit.networks.load_model`, or the name of a
         checkpoint that travels with stepkit. Empty: fresh weights.
@@ -104,7 +104,6 @@ def train(
     out: str | Path,
     recipe: Recipe = PAPER,
     *,
-    removal: Removal | None = None,
     seed: int = 0,
     workers: int = 0,
     progress: bool = False,
@@ -124,8 +123,6 @@ def train(
         from which a killed run goes on with the epoch it was in. A finished run is not repeated.
         What is damaged is named in a warning, and made again from the first epoch on.
     recipe : Recipe, default `PAPER`
-    removal : Removal, default the blur pyramid
-        Operator for ``recipe.removal_share``.
     seed : int
         Order of the clips and the removed blobs. The weights are initialised by the caller.
     workers : int
@@ -146,8 +143,7 @@ def train(
     """
     shared = set(dataset.ids) & set(validation.ids)
     require(not shared, "validation", f"{len(shared)} clips of the training part", "other clips")
-    out, removal = Path(out), removal or blur()
-    run = describe(model, dataset, validation, recipe, seed, removal, tag)
+    out, run = Path(out), describe(model, dataset, validation, recipe, seed, tag)
     best, table = _files.read_tensors(out / MODEL, run), _files.read_table(out / HISTORY)
     if best and table is not None and len(table) == recipe.epochs:
         model.load_state_dict(best)
@@ -157,7 +153,7 @@ def train(
     history = _resume(out, run, parts)
     epochs = range(len(history), recipe.epochs)
     for epoch in tqdm(epochs, desc="training", disable=not progress, leave=False):
-        row = _epoch(parts, dataset, recipe, removal, seed, epoch, workers)
+        row = _epoch(parts, dataset, recipe, seed, epoch, workers)
         scores = evaluate(model, validation, recipe.batch_size)
         history.append(row | {f"val_{key}": scores[key] for key in ("top1", "top5")})
         if scores["top1"] >= max(past["val_top1"] for past in history):
@@ -173,7 +169,7 @@ def train(
     return table
 
 
-def _epoch(parts: dict, dataset, recipe: Recipe, removal, seed: int, epoch: int, workers: int):
+def _epoch(parts: dict, dataset, recipe: Recipe, seed: int, epoch: int, workers: int) -> dict:
     """Train for one epoch; return its row of the history."""
     model, draw = parts["model"].train(), seed * 100_003 + epoch
     device = device_of(model, "cpu")
@@ -189,7 +185,7 @@ def _epoch(parts: dict, dataset, recipe: Recipe, removal, seed: int, epoch: int,
         for i in range(recipe.clips_per_video):
             dataset.epoch = epoch * recipe.clips_per_video + i
             for batch in loader:
-                clips = remove_at_random(batch.clips.to(device), share, removal, blobs)
+                clips = remove_at_random(batch.clips.to(device), share, blur(), blobs)
                 targets = batch.targets.to(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
                     logits = model(clips).float()
@@ -266,29 +262,26 @@ def fit(
     ours = WEIGHTS / f"{recipe.start}.safetensors"
     start = ours if ours.is_file() else recipe.start or None
     model = load_model(name, len(dataset.classes), start, seed=seed).to(device)
-    removal = options.get("removal") or blur()
     wanted = recipe_of(name, dataset, validation, recipe, seed)
-    usual = shipped and _keys.key(removal=removal) == _keys.key(removal=blur())
-    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if usual else ():
+    for checkpoint in WEIGHTS.glob(f"{name}_{dataset.name}*.safetensors") if shipped else ():
         run, tensors = _files.read(checkpoint) or ("", {})
         if not run:
             warn(f"{checkpoint}: damaged, left out")
         elif run == wanted:
             model.load_state_dict(tensors)
             return model, pd.read_csv(checkpoint.with_suffix(".csv")), "shipped"
-    run = describe(model, dataset, validation, recipe, seed, removal)
+    run = describe(model, dataset, validation, recipe, seed)
     out = Path(out) / _keys.key(run=run)[:8]
     history = train(model, dataset, validation, out, recipe, seed=seed, **options)
     return model.eval(), history, "trained here"
 
 
-def describe(model, dataset, validation, recipe, seed, removal=None, tag: str = "") -> str:
+def describe(model, dataset, validation, recipe, seed, tag: str = "") -> str:
     """Return, as JSON, all that a training depends on (see `train`); the key of a checkpoint."""
     facts = asdict(recipe) | {
         "model": _keys.model(model, tag),  # as it is at the start
         "data": _keys.data(dataset),
         "validation": [_keys.data(validation), getattr(validation, "epoch", 0)],
-        "removal": _keys.key(removal=removal or blur()),
         "library": _keys.library(*_keys.TRAINING),
         "seed": seed,
     }

@@ -291,13 +291,7 @@ def _shown(clips: Iterable, rank_by, removal: Removal, L: int, alone: bool, devi
             yield torch.where((places < step * len(ranks) // L) == alone, clip, empty)
 
 
-def _units(
-    clips: Tensor,
-    unit: str,
-    patch: int | None,
-    segments: int | None = None,
-    segments_per: str = "frame",
-) -> list[Tensor]:
+def _units(clips: Tensor, unit: str, patch, segments=None, segments_per="frame") -> list[Tensor]:
     """Number the units of each clip, int64 (T, H, W)."""
     one_of("unit", unit, ("patch", "pixel", "superpixel"))
     one_of("segments_per", segments_per, ("frame", "clip"))

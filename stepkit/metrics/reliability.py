@@ -11,15 +11,8 @@ from stepkit._checks import require, warn
 from stepkit.metrics._metric import score_columns
 from stepkit.stats import bootstrap
 
-__all__ = [
-    "Reliability",
-    "agreement",
-    "alpha_difference",
-    "rank_correlation",
-    "reliability",
-    "reliability_gap",
-    "reliability_table",
-]
+__all__ = ["Reliability", "against_random", "agreement", "alpha_difference", "rank_correlation"]
+__all__ += ["reliability", "reliability_gap", "reliability_table"]
 
 
 @dataclass(frozen=True)
@@ -155,8 +148,7 @@ def reliability_table(scores: pd.DataFrame, by: list[str], **options) -> pd.Data
         for metric, side in _sides(part).items():
             found = reliability(**side, **options)
             rows[(*group, metric)] = (found.alpha, *found.interval)
-    index = pd.MultiIndex.from_tuples(rows, names=[*by, "metric"])
-    return pd.DataFrame(list(rows.values()), index, ["mean", "low", "high"])
+    return pd.DataFrame(rows, ["mean", "low", "high"]).T.rename_axis([*by, "metric"])
 
 
 def reliability_gap(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFrame:
@@ -168,17 +160,19 @@ def reliability_gap(scores: pd.DataFrame, by: list[str], **options) -> pd.DataFr
     for group, part in scores.groupby(by, sort=False):
         sides = _sides(part)
         rows[group] = alpha_difference(sides["insertion"], sides["deletion"], **options)
-    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=by))
+    return pd.DataFrame(rows).T.rename_axis(by)
 
 
 def _sides(part: pd.DataFrame) -> dict[str, dict]:
     """Return what `reliability` takes, for each metric of a group of scores."""
-    found = {}
-    for metric, lower in score_columns(part).items():
-        wide = part.pivot(index="clip", columns="method", values=metric)
-        found[metric] = {"random_scores": wide.pop("random"), "scores": wide}
-        found[metric]["lower_is_better"] = lower
-    return found
+    wide = part.pivot(index="clip", columns="method")
+    columns = score_columns(part).items()
+    return {name: against_random(wide[name], lower_is_better=lower) for name, lower in columns}
+
+
+def against_random(scores: pd.DataFrame, **options) -> dict:
+    """Return what `reliability` takes, of scores (N, M + 1) with a column ``"random"``."""
+    return {"scores": scores.drop(columns="random"), "random_scores": scores["random"]} | options
 
 
 def alpha_difference(

@@ -140,9 +140,7 @@ def perturb(
     require(maps.shape == clips[:, 0].shape, "maps", tuple(maps.shape), tuple(clips[:, 0].shape))
     require(0 < ratio < 1, "ratio", ratio, "a share between 0 and 1")
     one_of("operation", operation, ("keep", "remove"))
-    ranks = (
-        maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)
-    )
-    marked = ranks < round(ratio * maps[0].numel())
+    ranks = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    marked = (ranks < round(ratio * maps[0].numel())).view_as(maps)
     empty = removals.named(removal).nothing(clips)
     return torch.where((marked == (operation == "keep"))[:, None], clips, empty)

@@ -9,17 +9,5 @@ from stepkit.models.layers import find_layer, out_of_place, uncompiled, unwrappe
 from stepkit.models.state import batch_that_fits, device_of, frozen, precision_of
 from stepkit.models.wrapped import Wrapped, wrap
 
-__all__ = [
-    "Wrapped",
-    "batch_that_fits",
-    "check_model",
-    "check_once",
-    "device_of",
-    "find_layer",
-    "frozen",
-    "out_of_place",
-    "precision_of",
-    "uncompiled",
-    "unwrapped",
-    "wrap",
-]
+__all__ = ["Wrapped", "batch_that_fits", "check_model", "check_once", "device_of", "find_layer"]
+__all__ += ["frozen", "out_of_place", "precision_of", "uncompiled", "unwrapped", "wrap"]

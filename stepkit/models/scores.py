@@ -244,23 +244,21 @@ def _check_targets(targets: Tensor, number: int, what: str) -> None:
     require(high < number, "targets", high, expected)
 
 
-PROBABILITY = Score(
-    "probability",
-    probability,
-    _column,
-    lambda logits, targets: _column(logits.log_softmax(1), targets),
-    _check_softmax,
-    _doubt_softmax,
-    one_logit=True,
-)
-SIGMOID = Score(
-    "sigmoid",
-    lambda logits, targets: _column(logits, targets).sigmoid(),
-    _column,
-    lambda logits, targets: F.logsigmoid(_column(logits, targets)),
-    _check_column,
-    one_logit=True,
-)
-VALUE = Score("value", _column, _column, None, _check_column, one_logit=True)
-_NAMED = {"probability": PROBABILITY, "sigmoid": SIGMOID, "value": VALUE}
-_NAMED["logit"] = replace(VALUE, name="logit")
+def _log_probability(logits: Tensor, targets: Tensor) -> Tensor:
+    return _column(logits.log_softmax(1), targets)
+
+
+def _sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    return _column(logits, targets).sigmoid()
+
+
+def _log_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.logsigmoid(_column(logits, targets))
+
+
+VALUE = Score("value", _column, _column, check=_check_column, one_logit=True)
+LOGIT = replace(VALUE, name="logit")
+SIGMOID = replace(VALUE, name="sigmoid", value=_sigmoid, log=_log_sigmoid)
+_softmax = {"value": probability, "log": _log_probability, "check": _check_softmax}
+PROBABILITY = replace(VALUE, name="probability", **_softmax, doubt=_doubt_softmax)
+_NAMED = {score.name: score for score in (PROBABILITY, SIGMOID, VALUE, LOGIT)}
