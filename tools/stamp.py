@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stepkit._files import write_tensors
-from stepkit.data import Synthetic
+from stepkit.data import load_dataset
 from stepkit.training import WEIGHTS, Recipe, recipe_of
 
 OF_DATA = ("name", "split", "n", "frames", "size", "seed")
@@ -21,7 +21,7 @@ def stamp(path) -> None:
     """Write one checkpoint anew, after what it says itself."""
     with safe_open(path, "pt") as file:
         said = json.loads(file.metadata()["key"].rpartition(" ")[0])
-    parts = [Synthetic(**{key: part[key] for key in OF_DATA}) for part in said["data"]]
+    parts = [load_dataset(**{key: part[key] for key in OF_DATA}) for part in said["data"]]
     recipe = Recipe(**{f.name: said[f.name] for f in fields(Recipe) if f.name in said})
     write_tensors(path, recipe_of(said["model"], *parts, recipe, said["seed"]), load_file(path))
 

@@ -1,11 +1,11 @@
-"""Datasets: three generated stand-ins, the paper's three from disk, a plain folder of videos."""
+"""Datasets: generated stand-ins, the paper's three from disk, a plain folder of videos."""
 
 import inspect
 from pathlib import Path
 
 from stepkit._checks import require
 from stepkit._registry import bring
-from stepkit.data import epic, something, ucf101  # noqa: F401  # they register themselves
+from stepkit.data import epic, scenes, something, ucf101  # noqa: F401  # they register themselves
 from stepkit.data.files import Folder
 from stepkit.data.sample import DATASETS, Batch, Sample, as_dataset, batch, dataset
 from stepkit.data.synthetic import Synthetic
@@ -21,7 +21,8 @@ def load_dataset(
     Parameters
     ----------
     name : str, callable, dataset or list of Sample
-        ``"appearance"``, ``"object"``, ``"motion"`` (generated); ``"ucf101-24"``,
+        ``"appearance"``, ``"object"``, ``"motion"`` (generated), ``"needle"``, ``"decoy"``,
+        ``"course"`` (generated, harder); ``"ucf101-24"``,
         ``"epic-object"``, ``"something-v2"`` (the paper's); ``"epic-object-clean"``, divided by
         recording, see `stepkit.data.epic`; ``"folder"``; what `dataset` made known, or could have.
         A dataset or a list of samples is itself, for every split.

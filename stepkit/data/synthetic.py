@@ -82,8 +82,10 @@ class Synthetic(Dataset):
     (torch.Size([3, 8, 48, 48]), torch.Size([8, 48, 48]), torch.Size([1, 4]))
     """
 
+    known, code = CLASSES, ("data/synthetic.py",)
+
     def __init__(self, name, split="test", n=100, frames=8, size=48, seed=0):
-        one_of("name", name, CLASSES)
+        one_of("name", name, self.known)
         one_of("split", split, PHOTOGRAPHS)
         height, width = (size, size) if isinstance(size, int) else size
         require(n > 0, "n", n, "at least one clip")
@@ -91,7 +93,7 @@ class Synthetic(Dataset):
         require(min(height, width) >= 24, "size", size, "at least 24 pixels")
         self.name, self.split, self.n, self.seed, self.epoch = name, split, n, seed, 0
         self.frames, self.size = frames, (height, width)
-        self.classes = CLASSES[name]
+        self.classes = self.known[name]
         self.targets = [i % len(self.classes) for i in range(n)]
         self.ids = [f"{name}_{split}_{seed}_{i:05d}" for i in range(n)]
 
@@ -100,7 +102,7 @@ class Synthetic(Dataset):
 
     def facts(self) -> dict:
         """Return what the samples of all epochs depend on, see `stepkit._keys.data`."""
-        code = [_keys.library("data/synthetic.py", "clips.py"), skimage.__version__]
+        code = [_keys.library(*self.code, "clips.py"), skimage.__version__]
         return described(self, "name split n frames size seed", code)
 
     def __getitem__(self, i: int) -> Sample:
