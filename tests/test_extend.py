@@ -42,7 +42,7 @@ def mine(tmp_path, monkeypatch):
 
 def study(out, **more):
     names = ["mine:network"], ["flashes"], ["frame_drop", "gradient", "random"]
-    given = {"extra": "mine", "clips": 4, "train_clips": 12, **CLIPS}
+    given = {"extra": "mine", "clips": 4, **CLIPS}
     return sk.Study(*names, ["sparseness", "located"], out=str(out), recipe=RECIPE, **given, **more)
 
 

@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import reference
 import torch
 from torch import nn
 
+from stepkit import training
 from stepkit.clips import MEAN, STD
 from stepkit.data import Batch
 from stepkit.metrics import RATIOS, perturb, retrain
@@ -124,35 +126,38 @@ def test_test_clips_choose_nothing(data, tmp_path):
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
 
 
-class Networks:
-    """Counts the epochs that are trained; dies in one of them if it is told to."""
+@pytest.fixture
+def epochs(monkeypatch):
+    """Counts the epochs that are trained; the one whose number is ``dies`` is interrupted."""
+    known, real = SimpleNamespace(count=0, dies=None), training._epoch
 
-    def __init__(self, dies_after=None):
-        self.epochs, self.dies_after = 0, dies_after
+    def counted(*given):
+        known.count += 1
+        if known.count == known.dies:
+            raise KeyboardInterrupt
+        return real(*given)
 
-    def __call__(self, seed):
-        outer = self
-
-        class Watched(Small):
-            def train(self, mode=True):
-                outer.epochs += mode
-                if mode and outer.epochs == outer.dies_after:
-                    raise KeyboardInterrupt
-                return super().train(mode)
-
-        return Watched(seed)
+    monkeypatch.setattr(training, "_epoch", counted)
+    return known
 
 
-def test_what_is_done_is_not_done_again_and_a_killed_run_ends_with_the_same_bytes(data, tmp_path):
+def test_what_is_done_is_not_done_again_and_a_killed_run_ends_with_the_same_bytes(
+    data, tmp_path, epochs
+):
     maps, short = {"a": corner(data, 0, 0)}, replace(RECIPE, epochs=4)
     words = {"ratios": [0.1, 0.3], "seeds": [0, 1]}
-    whole, again, resumed = Networks(), Networks(), Networks()
-    expected = retrain(whole, data, maps, tmp_path / "whole", short, **words)
+
+    def run(folder, dies=None):
+        epochs.count, epochs.dies = 0, dies
+        return retrain(Small, data, maps, tmp_path / folder, short, **words), epochs.count
+
+    expected, first = run("whole")
     with pytest.raises(KeyboardInterrupt):
-        retrain(Networks(dies_after=7), data, maps, tmp_path / "killed", short, **words)
-    assert retrain(resumed, data, maps, tmp_path / "killed", short, **words).equals(expected)
-    assert retrain(again, data, maps, tmp_path / "whole", short, **words).equals(expected)
-    assert (whole.epochs, resumed.epochs, again.epochs) == (16, 10, 0)
+        run("killed", dies=7)
+    (resumed, rest), (again, none) = run("killed"), run("whole")
+    assert resumed.equals(expected)
+    assert again.equals(expected)
+    assert (first, rest, none) == (16, 10, 0)
     names = sorted(path.name for path in (tmp_path / "whole" / "a").iterdir())
     assert len(names) == 4
     for name in names:
