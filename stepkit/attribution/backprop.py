@@ -60,8 +60,10 @@ def _modified_relu(name: str, share, model: nn.Module, clips: Tensor, targets, w
         return passing(x, x.relu(), share(x), positive=True)
 
     clips = clips.detach().requires_grad_()
-    with torch.enable_grad(), Redirect({"relu": relu}):
-        logit = work.score.logit(model(clips), targets)
+    with torch.enable_grad():
+        with Redirect({"relu": relu}):
+            output = model(clips)
+        logit = work.score.logit(output, targets)
     require(any(met), name, "a model without ReLU", "one with ReLU to guide")
     return torch.autograd.grad(logit.sum(), clips)[0].abs().mean(1)
 
@@ -105,8 +107,10 @@ def deeplift(model, clips, targets, work) -> Tensor:
         rule = _rescale_pool if "pool" in function.__name__ else _rescale
         return rule(function, x, x0, *args, **kwargs)
 
-    with torch.enable_grad(), Redirect(dict.fromkeys(_ACTIVATIONS.split(), against)):
-        logit = work.score.logit(model(clips), targets)
+    with torch.enable_grad():
+        with Redirect(dict.fromkeys(_ACTIVATIONS.split(), against)):
+            output = model(clips)
+        logit = work.score.logit(output, targets)  # a score may call activations of its own
     (multiplier,) = torch.autograd.grad(logit.sum(), clips)
     return (multiplier * (clips.detach() - baseline)).sum(1)
 
