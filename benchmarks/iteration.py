@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import stepkit as sk
-from stepkit.attribution import smoothmax
-from stepkit.attribution.smoothmax import SHARPNESS, MaskGeometry, core_kernel, core_loss
-from stepkit.attribution.step import _log_probabilities, _Objective, _settings
+from stepkit.attribution import objective
+from stepkit.attribution.objective import Objective, core_kernel, core_loss
+from stepkit.attribution.settings import settings_for
+from stepkit.attribution.smoothmax import SHARPNESS, MaskGeometry
 from stepkit.prepare import has_bfloat16
 from stepkit.removal import blur
 
@@ -54,13 +55,11 @@ def drawn(geometry, clips):
 def ours(model, clips, targets, settings):
     """Return a function that runs one iteration and gives the seeds' gradient."""
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
-    ladder, objective = blur().ladder(clips), _Objective(settings, geometry, clips)
-    seeds, each = drawn(geometry, clips), targets.repeat_interleave(len(AREAS))
+    worth = Objective(model, clips, targets, settings, sk.scores.PROBABILITY, geometry)
+    seeds = drawn(geometry, clips)
 
     def iteration():
-        canvas = geometry.spread(seeds)
-        scores = _log_probabilities(model, ladder, geometry.crop(canvas), each, "preservation")
-        energy, _ = objective(scores, canvas, 0.5)
+        energy, _ = worth(geometry.spread(seeds), 0.5)
         return torch.autograd.grad(energy, seeds)[0]
 
     return iteration
@@ -166,11 +165,11 @@ def disagreement(given) -> float:
     With the network that is free, and without sharing among values that nearly tie, which a sort
     does not have.
     """
-    tie, smoothmax.TIE = smoothmax.TIE, 0.0
+    tie, objective.TIE = objective.TIE, 0.0
     try:
         exact, found = twin(Free(), *given)(), ours(Free(), *given)()
     finally:
-        smoothmax.TIE = tie
+        objective.TIE = tie
     return float((found - exact).abs().max() / exact.abs().max())
 
 
@@ -186,7 +185,7 @@ def main():
     draw = torch.Generator().manual_seed(0)
     clips = torch.randn(1, 3, asked.frames, asked.size, asked.size, generator=draw).to(device)
     targets = torch.tensor([1], device=device)
-    given = clips, targets, _settings("fast", {"areas": AREAS}, clips.shape[2:])
+    given = clips, targets, settings_for("fast", {"areas": AREAS}, clips.shape[2:])
     raw = sk.load_model(asked.model, num_classes=24).to(device).requires_grad_(False)
     kinds = {"float32": sk.prepare(raw)}
     if has_bfloat16(device):

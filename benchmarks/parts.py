@@ -11,8 +11,9 @@ import torch
 from common import record, row, seconds
 from iteration import AREAS, drawn, plain_parts
 
-from stepkit.attribution.smoothmax import MaskGeometry, area_loss, core_kernel, core_loss
-from stepkit.attribution.step import _settings
+from stepkit.attribution.objective import area_loss, core_kernel, core_loss
+from stepkit.attribution.settings import settings_for
+from stepkit.attribution.smoothmax import MaskGeometry
 from stepkit.removal import blur, read
 
 
@@ -34,7 +35,7 @@ def main():
     asked = parser.parse_args()
     draw = torch.Generator().manual_seed(0)
     clips = torch.randn(1, 3, asked.frames, asked.size, asked.size, generator=draw)
-    settings = _settings("fast", {"areas": AREAS}, clips.shape[2:])
+    settings = settings_for("fast", {"areas": AREAS}, clips.shape[2:])
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
     seeds, ladder = drawn(geometry, clips), blur().ladder(clips)
     canvas = geometry.spread(seeds).detach().requires_grad_()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from stepkit import _kernels, removal
-from stepkit.attribution.smoothmax import MaskGeometry, area_loss, top_share
+from stepkit.attribution.objective import area_loss, top_share
+from stepkit.attribution.smoothmax import MaskGeometry
 
 SIZES = [(12, 10, 3, 2), (9, 13, 2, 3), (5, 3, 1, 1), (2, 7, 7, 11), (48, 48, 3, 5)]
 

@@ -1,6 +1,5 @@
 """Mask generator, L_S and L_K against the slow twins in `reference`, and what holds of them."""
 
-import importlib
 import math
 import shutil
 from functools import cache
@@ -10,19 +9,11 @@ import reference
 import torch
 
 from stepkit import _compiling
-from stepkit.attribution import smoothmax
-from stepkit.attribution.smoothmax import (
-    MaskGeometry,
-    area_loss,
-    core_kernel,
-    core_loss,
-    kernel_length,
-    top_share,
-)
-from stepkit.attribution.step import _settings
+from stepkit.attribution import objective, smoothmax
+from stepkit.attribution.objective import area_loss, core_kernel, core_loss, top_share
+from stepkit.attribution.settings import kernel_length, settings_for
+from stepkit.attribution.smoothmax import MaskGeometry
 from stepkit.removal import read
-
-step_module = importlib.import_module("stepkit.attribution.step")  # the package has the function
 
 PAPER = (112, 112, 7, 11)
 SIZES = [(12, 10, 3, 2), (9, 13, 2, 3), (16, 16, 4, 6), (5, 3, 1, 1), (2, 7, 7, 11), (1, 1, 1, 1)]
@@ -151,19 +142,19 @@ def test_compiled_as_for_a_gpu_core_loss_and_removal_are_the_same(monkeypatch):
         return core_loss(masks, (0.1, 0.3), kernel)
 
     def removed(masks):
-        return step_module.fused(read, masks)(ladder, masks)
+        return objective.fused(read, masks)(ladder, masks)
 
     expected = [(call(masks), gradient(call, masks)) for call in (losses, removed)]
     found = record_compiled(monkeypatch)
     new = [(call(masks), gradient(call, masks)) for call in (losses, removed)]
     torch.testing.assert_close(new, expected, rtol=1e-9, atol=1e-12)
-    assert found == [smoothmax._tubes] * 2 + [read] * 2
+    assert found == [objective._tubes] * 2 + [read] * 2
 
 
 def record_compiled(monkeypatch):
     """Compile as on a GPU; return the list to which each function is added."""
     found, once = [], cache(_compiling.compiled)
-    for module in (smoothmax, step_module):
+    for module in (smoothmax, objective):
         monkeypatch.setattr(module, "fused", lambda call, _: found.append(call) or once(call))
     return found
 
@@ -396,7 +387,7 @@ def test_kernel_has_about_the_volume_of_the_ellipsoid(length, size):
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 16])
 def test_core_loss_looks_at_a_good_part_of_any_clip(frames, edge):
     """A part of the canvas is looked at if it has a slope; inscribed discs would see π/4 of it."""
-    s = _settings("default", {}, (frames, edge, edge))
+    s = settings_for("default", {}, (frames, edge, edge))
     kernel = core_kernel(s.kernel_length, s.kernel_size)
     canvas = draw(1, 1, frames, *MaskGeometry(edge, edge, s.step, s.sigma).canvas)
     seen = gradient(lambda m: core_loss(m, (0.1,), kernel, "released"), canvas) != 0

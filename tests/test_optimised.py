@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torchvision.models import resnet
 
 from stepkit import attribute, step
-from stepkit.attribution.optimised import _Activations, _defence, line_search
+from stepkit.attribution._calls import Activations
+from stepkit.attribution.optimised import _defence, line_search
 from stepkit.models import out_of_place
 from stepkit.networks import load_model
 
@@ -116,10 +117,10 @@ def test_fg_vis_stops_the_gradient_at_neurons_that_left_their_range():
     # by hand: h(x) = (1, 2, 0, 1), h(e) = (2, 1, 1, 0); neurons 1 and 3 are new evidence, 4 is shut
     W = [[1.0, 0.0], [0.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]
     bounds = []
-    with _Activations(lambda h: bounds.append(h.detach())):
+    with Activations(lambda h: bounds.append(h.detach())):
         (torch.tensor([1.0, 2.0]) @ torch.tensor(W).T).relu()
     e = torch.tensor([2.0, 1.0], requires_grad=True)
-    with _Activations(_defence(bounds)):
+    with Activations(_defence(bounds)):
         h = (e @ torch.tensor(W).T).relu()
     assert torch.autograd.grad(h.sum(), e)[0].tolist() == [0, 1]
     _, stopped = reference.defended_gradient(np.array(W), np.ones((2, 4)), [1, 2], [2, 1], 0)
@@ -130,7 +131,7 @@ def test_fg_vis_bounds_negative_activations_from_below():
     # leaky ReLU: h(x) = −0.1 allows −0.1..0, h(x) = 3 allows 0..3
     bounds = [F.leaky_relu(torch.tensor([-1.0, -1.0, -1.0, -1.0, 3.0, 3.0, 3.0]), 0.1)]
     e = torch.tensor([-0.5, -1.0, -2.0, 1.0, 2.0, -1.0, 4.0], requires_grad=True)
-    with _Activations(_defence(bounds)):
+    with Activations(_defence(bounds)):
         h = nn.LeakyReLU(0.1)(e)
     stopped = torch.autograd.grad(h.sum(), e)[0] == 0
     assert stopped.tolist() == [False, False, True, True, False, True, True]
@@ -264,7 +265,7 @@ def test_model_and_torch_are_as_they_were(method, error):
 
 def test_fg_vis_sees_activations_in_place_as_functions_and_of_one_module_twice():
     model, clips, seen = Awkward().eval(), noise(2, 12, 14, n=2), []
-    with _Activations(lambda h: seen.append(h.clone())):
+    with Activations(lambda h: seen.append(h.clone())):
         model(clips)
     assert len(seen) == 3
     assert all(h.min() == 0 < h.max() for h in seen)

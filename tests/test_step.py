@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from stepkit import _compiling, removal
-from stepkit.attribution import Settings, StepResult, attribute, heatmap, step
-from stepkit.attribution.step import PRESETS
+from stepkit.attribution import PRESETS, Settings, StepResult, attribute, heatmap, step
 from stepkit.models.scores import PROBABILITY
 from stepkit.prepare import prepare
 

@@ -20,7 +20,8 @@ from stepkit.attribution import (  # noqa: F401, to be registered
 )
 from stepkit.attribution._door import attribute
 from stepkit.attribution._methods import METHODS, Work, method
-from stepkit.attribution.step import PRESETS, Settings, StepResult, heatmap, step
+from stepkit.attribution.settings import PRESETS, Settings
+from stepkit.attribution.step import StepResult, heatmap, step
 
 __all__ = [
     "PRESETS",

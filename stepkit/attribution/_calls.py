@@ -57,3 +57,26 @@ def plain_name(function) -> str:
     """Return a function's name without the mark of those that work in place."""
     name = function.__name__
     return name if name.startswith("__") else name.rstrip("_")
+
+
+_ACTIVATIONS = {"relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu"}
+_ACTIVATIONS |= {"mish", "hardswish", "hardtanh", "hardsigmoid", "softplus", "tanh", "sigmoid"}
+
+
+class Activations(TorchFunctionMode):
+    """Shows the output of every activation function called inside to ``see``, in order.
+
+    Listens to torch, not to the modules: a model is not touched, and it does not matter whether it
+    calls one module several times, works in place, or uses functions. ``see`` is called before
+    anything can change the output in place.
+    """
+
+    def __init__(self, see):
+        super().__init__()
+        self.see = see
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if plain_name(func) in _ACTIVATIONS:
+            self.see(out)
+        return out

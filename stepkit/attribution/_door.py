@@ -97,55 +97,49 @@ def is_blank(values: Tensor) -> bool:
 
 
 def results(
-    method: str | Callable,
-    model: nn.Module,
-    clips: Tensor,
-    targets,
-    *,
-    score: Score | str | Read = PROBABILITY,
-    batch_size: int = 8,
-    progress: bool = False,
-    seed: int | Sequence[int] = 0,
-    **options,
+    method, model, clips, targets, *, score=PROBABILITY, batch_size=8, progress=False, seed=0, **own
 ) -> dict[str, Tensor]:
-    """Return what `attribute` does, as ``"maps"``, and what else a method gives; no warning.
+    """Return what `attribute` does, as ``"maps"``, and what else a method gives; blank ones too.
 
-    Tensors have a row for each clip and lie where the clips do.
+    Tensors have a row for each clip and lie where the clips do. ``own`` are the method's options;
+    ``method`` may be a `Method` as well.
     """
-    row, score = METHODS.find(method), named_score(score)
-    row.check_options(options)
+    row = method if isinstance(method, Method) else METHODS.find(method)
+    score = named_score(score)
+    row.check_options(own)
     _checks.model(model)
     clips = check_clips(clips).detach()
     require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "at least 1")
     seeds = _clip_seeds(seed, len(clips))
     device = device_of(model, clips.device)
-    if row.reads_layers:
-        unwrapped(model)
     bar = functools.partial(tqdm, disable=not progress, leave=False)
     with frozen(model), contextlib.ExitStack() as within:
         clips = clips.clone() if clips.is_inference() else clips
         targets = check_targets(targets, len(clips), device)
         first = clips[:1].to(device), targets, score
         if row.reads_layers:
+            unwrapped(model)
             within.enter_context(uncompiled(model))
-        check_once(model, *first, batch_size)
-        if row.optimises and row.needs_gradient:
-            check_model(model, *first, gradient=True)
+        if row.optimises:
+            check_model(model, *first, row.needs_gradient, batch_size)
+        else:
+            check_once(model, *first, batch_size)
         if row.reads_layers:
             within.enter_context(_one_pass(model))
-        parts, length = [], len(clips) if row.whole else batch_size
+        parts = []
         with _watched(model, row, *first) as watched:
-            for start in bar(range(0, len(clips), length), desc=row.name):
-                chunk = slice(start, start + length)
+            for start in bar(range(0, len(clips), batch_size), desc=row.name):
+                chunk = slice(start, start + batch_size)
                 work = Work(watched, seeds[chunk], batch_size, bar)
                 shown = clips[chunk].to(device, copy=True)  # models may write into theirs
-                found = row.run(model, shown, targets[chunk], work, **options)
+                found = row.run(model, shown, targets[chunk], work, **own)
                 parts.append(_checked(row, found, shown, clips.device))
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if row.needs_gradient and not found["maps"][0].any():  # rare: does any gradient arrive?
             check_model(model, *first, gradient=True)
     finite = _checks.finite(found["maps"])
     require(finite, "model", f"NaN in {row.name}", "finite attributions")
+    row.review(found, score, own)
     return found
 
 

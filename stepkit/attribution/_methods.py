@@ -71,8 +71,8 @@ class Method:
         that runs layers once more on the way back.
     optimises : bool
         Its maps take form even where no gradient arrives, so the model is tried out beforehand.
-    whole : bool
-        It gets all clips at once and cuts them into batches of ``work.batch_size`` itself.
+    review : callable, optional
+        ``review(found, score, options)`` may warn of what was found for all clips.
     options : tuple of str, optional
         Names of its options; by default those that its signature tells.
     fill : callable, optional
@@ -90,7 +90,7 @@ class Method:
     needs_gradient: bool = False
     reads_layers: bool = False
     optimises: bool = False
-    whole: bool = False
+    review: Callable[[dict, Score, dict], None] = lambda found, score, options: None
     options: tuple[str, ...] | None = None
     fill: Callable[[dict, Sequence[int]], dict] | None = None
 

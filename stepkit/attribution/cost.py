@@ -2,12 +2,14 @@
 
 import contextlib
 import time
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from stepkit.models import device_of, uncompiled
+
+__all__ = ["counted", "measured"]
 
 
 @contextlib.contextmanager
@@ -17,31 +19,30 @@ def counted(model: nn.Module):
     Yields
     ------
     dict
-        ``forward``: clips that went in; ``backward``: those of them from which a gradient was
-        taken. A backward pass is counted where it is asked for (`torch.autograd`), with the clips
-        that went forward, gradients on, since the last one.
+        ``forward``: clips that went in; ``backward``: those on whose way back a gradient arrived at
+        what the model had put out.
     """
-    passes, pending = {"forward": 0, "backward": 0}, [0]
+    passes, seen = {"forward": 0, "backward": 0}, set()
 
-    def went(_, inputs):
-        passes["forward"] += len(inputs[0])
-        pending[0] += len(inputs[0]) if torch.is_grad_enabled() else 0
+    def went(_, inputs, output):
+        call, n = passes["forward"], len(inputs[0])
+        passes["forward"] += n
 
-    def counts(call):
-        def asked(*args, **kwargs):
-            passes["backward"] += pending[0]
-            pending[0] = 0
-            return call(*args, **kwargs)
+        def back(_):
+            way = call, torch._C._current_graph_task_id()
+            passes["backward"] += n if way not in seen else 0
+            seen.add(way)
 
-        return asked
+        with torch._C.DisableTorchFunction():  # methods that go by rules have none for this
+            leaves = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+            # such methods keep beside a tensor what goes back in its place
+            for x in tree_leaves([[x, vars(x)] for x in leaves]):
+                if isinstance(x, Tensor) and x.grad_fn:
+                    x.grad_fn.register_prehook(back)
 
-    handle = model.register_forward_pre_hook(went)
-    patches = [
-        mock.patch.object(torch.autograd, name, counts(getattr(torch.autograd, name)))
-        for name in ("grad", "backward")
-    ]
+    handle = model.register_forward_hook(went)
     try:
-        with patches[0], patches[1], uncompiled(model):  # a compiled model calls no hooks
+        with uncompiled(model):  # a compiled model calls no hooks
             yield passes
     finally:
         handle.remove()
@@ -65,11 +66,10 @@ def measured(explain, model: nn.Module, clips: Tensor, *targets) -> tuple[Tensor
         ``seconds``, ``forward`` and ``backward`` passes per clip. STEP's include the one that tries
         the model out (`stepkit.models.check_model`, one clip a call).
     """
+    start = time.perf_counter()
     with counted(model) as passes:
-        start = time.perf_counter()
         result = explain(model, clips, *targets)
-        if device_of(model, "cpu").type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-    cost = {"seconds": seconds, **passes}
+    if device_of(model, "cpu").type == "cuda":
+        torch.cuda.synchronize()
+    cost = {"seconds": time.perf_counter() - start, **passes}
     return result, {name: value / len(clips) for name, value in cost.items()}

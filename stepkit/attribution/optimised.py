@@ -1,49 +1,77 @@
-"""Attributions that are optimised masks, other than STEP (§II-A.3, Eqs. 1-2).
+"""Methods that optimise masks, other than STEP (§II-A.3, Eqs. 1-2, 5).
 
-Meaningful Perturbation, I-GOS and FG-Vis. The clips of a batch are optimised side by side, each by
-itself. L1 and smoothness terms are divided by the number of their values, so
-that their weights mean the same on a clip of any size.
+The clips of a batch are optimised side by side, each by itself. L1 and smoothness terms are divided
+by the number of their values, so that their weights mean the same on a clip of any size.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from stepkit._checks import one_of, require
-from stepkit.attribution._methods import Work, method
+from stepkit.attribution._calls import Activations
+from stepkit.attribution._methods import method
 from stepkit.attribution.cam import upsample
-from stepkit.removal import Removal, blur, named, read
+from stepkit.attribution.step import OPTIONS, discs, filled, step_map
+from stepkit.removal import blur, named, read
 
 CELLS = 28  # mask cells along an edge in the sources, 8 px each on a 224×224 image
 EQUATION_2 = blur(levels=2)
 
 _method = partial(method, family="perturbation", needs_gradient=True, optimises=True)
+_cells = partial(_method, resolution="cell of 4 px at 112, frame")
 
 
-@_method(
-    "meaningful_perturbation",
-    order=20,
-    label="Meaningful Perturbation",
-    source="Eq. 1; Fong 2017",
-    resolution="cell of 4 px at 112, frame",
+@discs(
+    "extremal_perturbation",
+    order=23,
+    label="Extremal Perturbation",
+    source="Eq. 5; Fong 2019",
+    options=tuple(name for name in OPTIONS if not name.startswith(("kernel", "core"))),
+    fill=lambda options, size: filled(options | {"kernel_length": 0}, size),
+)
+def extremal_perturbation(model, clips, targets, work, **options) -> dict:
+    """Extremal Perturbation (Fong, Patrick, Vedaldi 2019): STEP without L_K, Eq. 5; (N, T, H, W).
+
+    The map is STEP's. Its options are those of `step` that do not concern L_K.
+    """
+    return step_map(model, clips, targets, work, **options, kernel_length=0)
+
+
+def descend(mask: Tensor, terms: Callable[[Tensor], Iterable[Tensor]], move, steps) -> Tensor:
+    """Move a mask (N, ...) in [0, 1] down the slope of a sum of ``terms`` (N,), ``steps`` times.
+
+    ``terms(mask)`` makes one after the other, so that one graph is in memory at a time;
+    ``move(mask, slope)`` returns where to go.
+    """
+    for _ in steps:
+        mask.requires_grad_()
+        with torch.enable_grad():
+            slope = sum(torch.autograd.grad(term.sum(), mask)[0] for term in terms(mask))
+        mask = move(mask.detach(), slope).clamp(0, 1)
+    return mask
+
+
+@_cells(
+    "meaningful_perturbation", order=20, label="Meaningful Perturbation", source="Eq. 1; Fong 2017"
 )
 def meaningful_perturbation(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
+    model,
+    clips,
+    targets,
+    work,
     *,
-    iterations: int = 300,
-    learning_rate: float = 0.1,
-    area_weight: float = 1e-4 * CELLS**2,
-    smoothness: float = 1e-2 * CELLS**2,
-    beta: float = 3.0,
-    cell: int | None = None,
-    removal: str | Removal = EQUATION_2,
-    variant: str = "preservation",
+    iterations=300,
+    learning_rate=0.1,
+    area_weight=1e-4 * CELLS**2,
+    smoothness=1e-2 * CELLS**2,
+    beta=3.0,
+    cell=None,
+    removal=EQUATION_2,
+    variant="preservation",
 ) -> Tensor:
     """Meaningful Perturbation (Eq. 1; Fong, Vedaldi 2017): one mask of low resolution a frame.
 
@@ -69,45 +97,45 @@ def meaningful_perturbation(
         ``"preservation"`` as printed. ``"deletion"`` as in the source: + Φ_c((1−M)⊗X), from a mask
         of zeros.
     """
-    _check(iterations=iterations, learning_rate=learning_rate)
-    _check_prior(area_weight, smoothness, beta)
+    _check(area_weight, smoothness, beta, learning_rate, iterations=iterations)
     one_of("variant", variant, ("preservation", "deletion"))
-    ladder, size = named(removal).ladder(clips), clips.shape[2:]
-    unit = work.score.unit(model, clips, ladder[:, 0], targets)
-    deletion = variant == "deletion"
-    cells = clips.new_full(_grid(clips, cell), 0.0 if deletion else 1.0, requires_grad=True)
-    optimiser = torch.optim.Adam([cells], learning_rate)
-    for _ in work.bar(range(iterations), desc="Meaningful Perturbation"):
-        with torch.enable_grad():
-            mask = upsample(cells, size)
-            phi = _kept(model, ladder, 1 - mask if deletion else mask, targets, work.score) / unit
-            energy = area_weight * mask.mean((1, 2, 3)) + smoothness * variation(cells, beta)
-            energy = energy + phi if deletion else energy - phi
-            (cells.grad,) = torch.autograd.grad(energy.sum(), cells)
+    size, deletion = clips.shape[2:], variant == "deletion"
+    phi, _ = _masked_score(model, clips, targets, work, removal)
+
+    def terms(cells):
+        mask = upsample(cells, size)
+        left = phi(1 - mask) if deletion else -phi(mask)
+        yield area_weight * mask.mean((1, 2, 3)) + smoothness * variation(cells, beta) + left
+
+    cells = clips.new_full(_grid(clips, cell), 0.0 if deletion else 1.0)
+    optimiser = torch.optim.Adam([at := cells.clone()], learning_rate)
+
+    def move(cells, slope):
+        at.copy_(cells)
+        at.grad = slope
         optimiser.step()
-        with torch.no_grad():
-            cells.clamp_(0, 1)
-    return upsample(cells.detach(), size)
+        return at
+
+    steps = work.bar(range(iterations), desc="Meaningful Perturbation")
+    return upsample(descend(cells, terms, move, steps), size)
 
 
-@_method(
-    "i_gos", order=21, label="I-GOS", source="Qi 2020", resolution="cell of 4 px at 112, frame"
-)
+@_cells("i_gos", order=21, label="I-GOS", source="Qi 2020")
 def i_gos(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
+    model,
+    clips,
+    targets,
+    work,
     *,
-    iterations: int = 15,
-    steps: int = 20,
-    area_weight: float = 1.0,
-    smoothness: float = 20.0,
-    beta: float = 2.0,
-    noise: float = 0.2,
-    search: str = "mask",
-    cell: int | None = None,
-    removal: str | Removal = EQUATION_2,
+    iterations=15,
+    steps=20,
+    area_weight=1.0,
+    smoothness=20.0,
+    beta=2.0,
+    noise=0.2,
+    search="mask",
+    cell=None,
+    removal=EQUATION_2,
 ) -> Tensor:
     """I-GOS (Qi, Khorram, Li 2020): a deletion mask that descends an integrated gradient.
 
@@ -136,35 +164,29 @@ def i_gos(
     removal : str or Removal
         What stands where the mask is 0; the source blends linearly with a blurred image.
     """
-    _check(iterations=iterations, steps=steps)
-    _check_prior(area_weight, smoothness, beta)
+    _check(area_weight, smoothness, beta, iterations=iterations, steps=steps)
     require(noise >= 0, "noise", noise, "at least 0")
     one_of("search", search, ("mask", "path"))
-    ladder, size = named(removal).ladder(clips), clips.shape[2:]
-    unit = work.score.unit(model, clips, ladder[:, 0], targets)
-    draws = [torch.Generator(clips.device).manual_seed(seed) for seed in work.seeds]
-    path = [s / steps for s in range(1, steps + 1)]
+    size, path = clips.shape[2:], [s / steps for s in range(1, steps + 1)]
+    points = path if search == "path" else [1.0]
+    phi, noisy = _masked_score(model, clips, targets, work, removal, noise)
 
     def prior(cells):
         l1 = (1 - cells).abs().mean((1, 2, 3))
         return area_weight * l1 + smoothness * variation(cells, beta)
 
+    def terms(cells):
+        yield prior(cells)
+        for point in path:
+            yield noisy(point * upsample(cells, size)) / steps
+
     def loss(cells):
-        mask, points = upsample(cells, size), path if search == "path" else [1.0]
-        phi = [_kept(model, ladder, point * mask, targets, work.score) for point in points]
-        return sum(phi) / len(phi) / unit + prior(cells)
+        mask = upsample(cells, size)
+        return sum(phi(point * mask) for point in points) / len(points) + prior(cells)
 
     cells = clips.new_ones(_grid(clips, cell))
-    for _ in work.bar(range(iterations), desc="I-GOS"):
-        cells.requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(prior(cells).sum(), cells)
-            for point in path:
-                mask = point * upsample(cells, size)
-                phi = _kept(model, ladder, mask, targets, work.score, noise, draws) / unit
-                slope += torch.autograd.grad(phi.sum(), cells)[0] / steps
-        cells = line_search(loss, cells.detach(), slope)
-    return 1 - upsample(cells, size)
+    bar = work.bar(range(iterations), desc="I-GOS")
+    return 1 - upsample(descend(cells, terms, partial(line_search, loss), bar), size)
 
 
 LONGEST, SHORTEST, SHRINK, ARMIJO = 8.0, 1e-5, 0.2, 1e-4  # of I-GOS's line search
@@ -176,14 +198,8 @@ def line_search(loss, cells: Tensor, slope: Tensor) -> Tensor:
 
     From α = 8 on, α shrinks to a fifth while F(M − α·TG) > F(M) − 1e-4·α·‖TG‖² (the revised Armijo
     condition of Qi 2020) and α ≥ 1e-5; the step that comes below that is taken as it is. The
-    numbers belong to 28×28 cells: the slope of a mean goes as 1/cells, so α goes as cells.
-
-    Parameters
-    ----------
-    loss : callable
-        cells (N, T, h, w) -> F (N,).
-    cells, slope : Tensor
-        (N, T, h, w), M in [0, 1] and TG.
+    numbers belong to 28×28 cells: the slope of a mean goes as 1/cells, so α goes as cells. F is
+    ``loss``, cells (N, T, h, w) -> (N,); ``cells`` is M in [0, 1], ``slope`` TG.
     """
     scale = cells[0].numel() / CELLS**2
     before, agreed = loss(cells), ARMIJO * scale * slope.square().sum((1, 2, 3))
@@ -203,15 +219,15 @@ def line_search(loss, cells: Tensor, slope: Tensor) -> Tensor:
 
 @_method("fg_vis", order=22, label="FG-Vis", source="Wagner 2019", reads_layers=True)
 def fg_vis(
-    model: nn.Module,
-    clips: Tensor,
-    targets: Tensor,
-    work: Work,
+    model,
+    clips,
+    targets,
+    work,
     *,
-    iterations: int = 500,
-    learning_rate: float = 0.1,
-    area_weight: float = 1.0,
-    removal: str | Removal = "fade",
+    iterations=500,
+    learning_rate=0.1,
+    area_weight=1.0,
+    removal="fade",
 ) -> Tensor:
     """FG-Vis (Wagner et al. 2019): a mask of full resolution that may not create new evidence.
 
@@ -238,32 +254,28 @@ def fg_vis(
     Raises
     ------
     ValueError
-        The model never calls an activation function of torch by its name (ReLU and its kin, GELU,
-        SiLU, ...; as a module, a function or a method), so there is nothing to defend. What a fused
-        recurrent layer or TorchScript does inside is not seen either.
+        The model calls no activation function of torch by its name (as a module, a function or a
+        method); what a fused recurrent layer or TorchScript does inside is not seen.
     """
-    _check(iterations=iterations, learning_rate=learning_rate)
-    require(area_weight >= 0, "area_weight", area_weight, "at least 0")
-    nothing = named(removal).nothing(clips)
-    unit = work.score.unit(model, clips, nothing, targets)
-    kept = work.score.log or work.score.value
-    mask, bounds = torch.ones_like(clips), []
-    with torch.enable_grad(), _Activations(lambda h: bounds.append(h.detach().clone())):
+    _check(area_weight, learning_rate=learning_rate, iterations=iterations)
+    nothing, score, bounds = named(removal).nothing(clips), work.score, []
+    unit, kept = score.unit(model, clips, nothing, targets), score.log or score.value
+    with torch.enable_grad(), Activations(lambda h: bounds.append(h.detach().clone())):
         model(clips.detach().requires_grad_())  # as below: fused layers differ without gradients
     expected = "ReLU, GELU or another activation function of torch.nn or torch.nn.functional"
     require(len(bounds) > 0, "model", "no activation function for fg_vis to watch", expected)
-    for _ in work.bar(range(iterations), desc="FG-Vis"):
-        mask.requires_grad_()
-        with torch.enable_grad():
-            with _Activations(_defence(bounds)):
-                output = model(mask * clips + (1 - mask) * nothing)
-            energy = area_weight * mask.mean((1, 2, 3, 4))
-            energy = energy - kept(output, targets) / unit
-            (slope,) = torch.autograd.grad(energy.sum(), mask)
+
+    def terms(mask):
+        with Activations(_defence(bounds)):
+            output = model(mask * clips + (1 - mask) * nothing)
+        yield area_weight * mask.mean((1, 2, 3, 4)) - kept(output, targets) / unit
+
+    def move(mask, slope):
         largest = slope.abs().amax((1, 2, 3, 4), keepdim=True)
-        slope /= largest.clamp_min(torch.finfo(slope.dtype).tiny)
-        mask = (mask.detach() - learning_rate * slope).clamp(0, 1)
-    return mask.mean(1)
+        return mask - learning_rate * (slope / largest.clamp_min(torch.finfo(slope.dtype).tiny))
+
+    steps = work.bar(range(iterations), desc="FG-Vis")
+    return descend(torch.ones_like(clips), terms, move, steps).mean(1)
 
 
 def _defence(bounds: list[Tensor]):
@@ -279,43 +291,27 @@ def _defence(bounds: list[Tensor]):
     return see
 
 
-_NAMES = {"relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish"}
-_NAMES |= {"hardswish", "hardtanh", "hardsigmoid", "softplus", "tanh", "sigmoid"}
-
-
-class _Activations(TorchFunctionMode):
-    """Shows the output of every activation function called inside to ``see``, in order.
-
-    Listens to torch, not to the modules: a model is not touched, and it does not matter whether it
-    calls one module several times, works in place, or uses functions. ``see`` is called before
-    anything can change the output in place.
-    """
-
-    def __init__(self, see):
-        super().__init__()
-        self.see = see
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "").rstrip("_") in _NAMES:
-            self.see(out)
-        return out
-
-
 def variation(cells: Tensor, beta: float) -> Tensor:
     """Return ‖∇M‖_β^β within the frames of cells (N, T, h, w), divided by their number; (N,)."""
     steps = (cells.diff(dim=axis).abs().pow(beta).sum((1, 2, 3)) for axis in (2, 3))
     return sum(steps) / cells[0].numel()
 
 
-def _kept(model, ladder, mask, targets, score, noise: float = 0.0, draws=()) -> Tensor:
-    """Return Φ_c(M⊗X), (N,), for masks (N, T, H, W); with noise on the clips if there is any."""
-    clips = read(ladder, mask[:, None])[:, 0]
-    if noise:
+def _masked_score(model, clips, targets, work, removal, noise: float = 0.0):
+    """Return two calls, masks (N, T, H, W) to score of M⊗X in its unit (N,); one adds noise."""
+    ladder, score = named(removal).ladder(clips), work.score
+    unit = score.unit(model, clips, ladder[:, 0], targets)
+    draws = [torch.Generator(clips.device).manual_seed(seed) for seed in work.seeds]
+
+    def phi(mask, drawn=0.0):
+        return score(model(read(ladder, mask[:, None])[:, 0] + drawn), targets) / unit
+
+    def noisy(mask):
         shape, device = clips.shape[1:], clips.device
         drawn = [torch.randn(shape, generator=draw, device=device) for draw in draws]
-        clips = clips + noise * torch.stack(drawn)
-    return score(model(clips), targets)
+        return phi(mask, noise * torch.stack(drawn))
+
+    return phi, noisy
 
 
 def _grid(clips: Tensor, cell: int | None) -> tuple[int, int, int, int]:
@@ -327,14 +323,10 @@ def _grid(clips: Tensor, cell: int | None) -> tuple[int, int, int, int]:
     return len(clips), clips.shape[2], math.ceil(height / cell), math.ceil(width / cell)
 
 
-def _check(learning_rate: float = 1.0, **counts: int) -> None:
+def _check(area_weight, smoothness=0.0, beta=1.0, learning_rate=1.0, **counts: int) -> None:
     for name, count in counts.items():
-        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
-        require(whole, name, count, "a whole number, at least 1")
+        require(type(count) is int and count >= 1, name, count, "a whole number, at least 1")
     require(learning_rate > 0, "learning_rate", learning_rate, "more than 0")
-
-
-def _check_prior(area_weight: float, smoothness: float, beta: float) -> None:
     require(area_weight >= 0, "area_weight", area_weight, "at least 0")
     require(smoothness >= 0, "smoothness", smoothness, "at least 0")
     require(beta >= 1, "beta", beta, "at least 1")

@@ -1,4 +1,4 @@
-"""Smooth masks from small seeds, and the two terms that shape them (paper §III, Eqs. 6-10).
+"""Smooth masks from small seeds (paper §III; the smooth max of ref. 43).
 
 The seed mask has a cell every ``step`` pixels. A *smooth max* spreads each cell over a disc of
 about ``sigma`` pixels, onto a canvas that is larger than the frame, so that a cell at the border
@@ -9,17 +9,15 @@ import math
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stepkit import _kernels
-from stepkit._checks import in_proportion, one_of, require
+from stepkit._checks import in_proportion, require
 from stepkit._compiling import fused
 
 SHARPNESS = 20.0  # of the smooth max
-TIE = 1e-5  # mask values closer than this are equal
 _BITS = SHARPNESS / math.log(2)  # exp(20z) is computed as 2^(_BITS·z): a third of the time on a CPU
 
 
@@ -197,131 +195,6 @@ def _smooth_max_back(cells, weights, offset, scaled, side: int) -> Tensor:
         slope = offset[:, i : i + h, j : j + w] + z * scaled[:, i : i + h, j : j + w]
         gradient = gradient + slope * torch.exp2(z) * weight
     return gradient.sum(0)
-
-
-def top_share(values: Tensor, counts: list[int]) -> Tensor:
-    """Mark the ``counts[a]`` largest of ``values[:, a]``; (N, A, n) -> weights (N, A, n) in [0, 1].
-
-    Values within 1e-5 of the threshold count as tied and share what is left of the count evenly:
-    pixels that the equations make equal differ in their last bits, and which of them is ahead would
-    otherwise depend on the machine.
-    """
-    threshold = _thresholds(values, [max(1, count) for count in counts])
-    above, tied = values > threshold + TIE, (values - threshold).abs() <= TIE
-    left = _constants(tuple(counts), values.device, values.dtype)[:, None] - above.sum(2, True)
-    return torch.where(tied, left / tied.sum(2, True), above.to(values))
-
-
-def _thresholds(values: Tensor, counts: list[int]) -> Tensor:
-    """Return the ``counts[a]``-th largest of ``values[:, a]``, (N, A, 1)."""
-    n = values.shape[2]
-    if values.device.type == "cpu":  # a tenth of the time of torch's own selection
-        rows = values.detach().numpy()
-        found = [np.partition(rows[:, a], n - k, 1)[:, n - k] for a, k in enumerate(counts)]
-        return torch.from_numpy(np.stack(found, 1))[..., None]
-    # infinite values let one rank fit all areas: one selection fills a GPU, one for each does not
-    more = _infinities(tuple(counts), values.device, values.dtype).expand(len(values), -1, -1)
-    full = torch.cat([values, more], 2)
-    return full.kthvalue(full.shape[2] - max(counts) + 1, 2, keepdim=True).values
-
-
-@cache
-def _infinities(counts: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return rows (A, ...) of ∞ and −∞ that make the counts[a]-th largest the max(counts)-th."""
-    most = max(1, *counts)
-    rows = torch.full((len(counts), most - min(counts)), -math.inf, dtype=dtype)
-    for row, count in zip(rows, counts, strict=True):
-        row[: most - count] = math.inf
-    return rows.to(device)
-
-
-@cache
-def _constants(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return numbers where they are needed; copied anew, they would make a GPU wait."""
-    return torch.tensor(values, device=device, dtype=dtype)
-
-
-def area_loss(masks: Tensor, areas) -> Tensor:
-    """L_S of Eq. 6, the squared distance of the sorted mask from v·|M| ones, divided by |M|.
-
-    ``masks`` (N, A, T, H, W), ``areas`` A shares v -> (N, A). No sort is needed:
-    ‖sort(m) − r_v‖² = Σm² − 2·Σ(largest k of m) + k, with k = v·|M|.
-    """
-    values = masks.flatten(2)
-    n = values.shape[2]
-    counts = [round(v * n) for v in areas]
-    top = top_share(values.detach(), counts)
-    fixed = _constants(tuple(counts), values.device, values.dtype)
-    return ((values * (values - 2 * top)).sum(2) + fixed) / n
-
-
-def core_kernel(length: int, size: int, shape: str = "ellipsoid") -> Tensor:
-    """Return the kernel K of Eqs. 9-10, float64 (length, size, size), summing to one.
-
-    An ellipsoid inscribed in the box, its poles on the outermost slices, or the cylinder that the
-    paper mentions. One or two slices have nothing between poles: they lie at the centre, whole.
-    """
-    one_of("kernel_shape", shape, ("ellipsoid", "cylinder"))
-    require(length >= 1, "kernel_length", length, "at least one frame")
-    require(size >= 1, "kernel_size", size, "at least one pixel")
-    edges = ([-1, 1] if n > 2 else [0, 0] for n in (length, size, size))
-    axes = (
-        torch.linspace(*ends, n, dtype=torch.float64)
-        for ends, n in zip(edges, (length, size, size), strict=True)
-    )
-    t, i, j = torch.meshgrid(*axes, indexing="ij")
-    radius = i**2 + j**2 + (t**2 if shape == "ellipsoid" else 0)
-    kernel = (radius <= 1 + 1e-12).double()
-    return kernel / kernel.sum()
-
-
-def kernel_length(printed: int, frames: int) -> int:
-    """Return T_K for a clip of ``frames`` frames, as ``printed`` for the paper's 16, in proportion.
-
-    At least 3, of which the middle one is whole, and at most the clip; 0 (no L_K) stays 0.
-    """
-    return min(frames, max(3, round(printed * frames / 16))) if printed else 0
-
-
-def core_loss(masks: Tensor, areas, kernel: Tensor, form: str = "printed") -> Tensor:
-    """L_K of Eqs. 7-8: the mask, averaged over small tubes, shall be full or empty as well.
-
-    ``masks`` (N, A, T, H, W) -> (N, A). M∗K has spatial strides of the kernel's size, temporal
-    stride 1, no padding.
-
-    ``form="printed"``: L_S of M∗K at the area β·v, β = THW / ((T+T_K−1)(H+H_K−1)(W+W_K−1)).
-    ``form="released"``: the k largest and the rest averaged apart and added, with
-    k = ⌈v·T·H·W / ⌊0.5236·T_K·H_K·W_K⌋⌉ (0.5236 = π/6, the ellipsoid's share of its box).
-    """
-    one_of("core_form", form, ("printed", "released"))
-    T, H, W = masks.shape[2:]
-    length, size = kernel.shape[0], kernel.shape[1]
-    fits = length <= T and size <= min(H, W)
-    require(fits, "kernel_length", f"kernel {tuple(kernel.shape)}", f"at most the mask {(T, H, W)}")
-    convolved = fused(_tubes, masks)(masks, kernel.to(masks)).flatten(2)
-    if form == "printed":
-        beta = T * H * W / ((T + length - 1) * (H + size - 1) * (W + size - 1))
-        return area_loss(convolved[:, :, :, None, None], [beta * v for v in areas])
-    n, element = convolved.shape[2], max(1, int(kernel.numel() * 0.5236))
-    counts = [min(n, math.ceil(v * T * H * W / element)) for v in areas]
-    top = top_share(convolved.detach(), counts)
-    k = _constants(tuple(counts), convolved.device, convolved.dtype)
-    full = (top * (1 - convolved) ** 2).sum(2) / k.clamp(min=1)
-    return full + ((1 - top) * convolved**2).sum(2) / (n - k).clamp(min=1)
-
-
-def _tubes(masks: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve (N, A, T, H, W) with strides (1, H_K, W_K): (N, A, T − T_K + 1, ⌊H/H_K⌋, ⌊W/W_K⌋).
-
-    In space the kernel's places do not overlap, so that this is one matrix product with the
-    kernel's slices, whose results are then added up along time.
-    """
-    (length, size), (H, W) = kernel.shape[:2], masks.shape[3:]
-    places = masks[..., : H - H % size, : W - W % size]
-    places = places.unflatten(4, (-1, size)).unflatten(3, (-1, size)).transpose(4, 5)
-    slices = places.flatten(5) @ kernel.flatten(1).T  # (N, A, T, h, w, T_K)
-    steps = masks.shape[2] - length + 1
-    return sum(slices[:, :, i : i + steps, ..., i] for i in range(length))
 
 
 def random_masks(masks: Tensor, seed: int) -> Tensor:

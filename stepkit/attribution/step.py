@@ -4,154 +4,36 @@ For each preserved share v, the mask that keeps the network sure of the class:
 
     M_v = argmin λ1·L_S(M) + λ2·L_K(M) − Φ_c(M⊗X)                                        (Eq. 11)
 
-L_S holds the mask's area at v, L_K makes it hang together in space and time (both in `masks`); ⊗
+L_S holds the mask's area at v, L_K makes it hang together in space and time (see `objective`); ⊗
 removes what the mask does not keep (`stepkit.removal`). All areas of all clips of a batch are
 optimised side by side.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from stepkit import _checks
-from stepkit import removal as removals
 from stepkit._checks import clips as check_clips
-from stepkit._checks import in_proportion, one_of, require, warn
+from stepkit._checks import in_proportion, require, warn
 from stepkit._checks import targets as check_targets
-from stepkit._compiling import PAYS, compiled, fused, uncompiled_if, worth_it
-from stepkit.attribution._methods import Work, method
-from stepkit.attribution.smoothmax import (
-    MaskGeometry,
-    area_loss,
-    core_kernel,
-    core_loss,
-    kernel_length,
-    random_masks,
-)
-from stepkit.models import batch_that_fits, check_model, device_of, frozen, precision_of, uncompiled
+from stepkit._compiling import PAYS, compiled, uncompiled_if, worth_it
+from stepkit.attribution._door import results
+from stepkit.attribution._methods import METHODS, Work, method
+from stepkit.attribution.objective import Objective
+from stepkit.attribution.settings import FULL_RUN, Settings, settings_for
+from stepkit.attribution.smoothmax import MaskGeometry, random_masks
+from stepkit.models import batch_that_fits, device_of, frozen, precision_of, uncompiled
 from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score
-from stepkit.removal import Removal, gaussian_blur, read
+from stepkit.removal import gaussian_blur
 
-FULL_RUN = 1200  # iterations of the released code, for which the weights below were set
-FULL_SEEDS = 16 * 16 * 16  # seed cells of the paper's 16×112×112 clip
 RANDOM_MASKS = 4  # to compare each mask with
 LEAST_GAIN = 0.02  # of probability; of other scores, relative to the clip's
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What STEP can be told; lengths of None follow the clip's size.
-
-    Attributes
-    ----------
-    areas : tuple of float
-        Preserved shares v, of the canvas.
-    iterations : int
-        Steps of the optimiser. The schedules of the weights stretch with it, and SGD's learning
-        rate with its inverse, so that the path is the same length.
-    optimiser : str
-        ``"sgd"`` (the released code's) or ``"adam"``, which gets there in a twentieth of the steps.
-    learning_rate : float
-        Of SGD, for 1200 iterations; Adam takes it as it is.
-    momentum, dampening : float
-        Of SGD.
-    area_weight, area_growth, core_weight : float
-        λ1, the factor by which it has grown at the end, λ2. They count per seed cell: on a clip
-        with fewer cells each is pushed as hard as on the paper's 16×112×112 (SPEC §9).
-    core_start : float
-        λ2 is 0 for this share of the iterations.
-    kernel_length, kernel_size : int or None
-        T_K (0: no L_K) and H_K = W_K; by default 8 and 11 at 16×112×112, in proportion. T_K
-        is at least 3 and H_K at least 5, or the clip's: smaller ellipsoids are poles with no body.
-    kernel_shape : str
-        ``"ellipsoid"`` or ``"cylinder"``.
-    core_form : str
-        L_K as ``"printed"`` or as ``"released"``, see `masks.core_loss`.
-    reward : str or None
-        ``"probability"`` for Φ_c, ``"log"`` for log Φ_c; by default the former, and the latter for
-        the deletion variant: it begins with everything deleted, where Φ_c has no slope left. A
-        score that is no probability has no logarithm, and is rewarded by what it is, in units of
-        what removing the whole clip takes of it.
-    removal : str or Removal
-        What stands where the mask is 0.
-    on_canvas : bool
-        Area terms on the padded canvas, or on the visible mask only.
-    variant : str
-        ``"preservation"``: M⊗X keeps the class. ``"deletion"``: (1−M)⊗X loses it. ``"dual"``: both.
-        Deletion goes best with ``removal="fade"``: on the blur ladder a faint mask everywhere
-        already takes the finest texture away everywhere.
-    step, sigma : int or None
-        Of the mask generator, see `MaskGeometry`; by default 7 and 11 at 112×112, in proportion.
-    """
-
-    areas: Sequence[float] = (0.05, 0.10, 0.15, 0.20)
-    iterations: int = FULL_RUN
-    optimiser: str = "sgd"
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    dampening: float = 0.9
-    area_weight: float = 300.0
-    area_growth: float = 1.0008668**FULL_RUN
-    core_weight: float = 300.0
-    core_start: float = 101 / FULL_RUN
-    kernel_length: int | None = None
-    kernel_size: int | None = None
-    kernel_shape: str = "ellipsoid"
-    core_form: str = "printed"
-    reward: str | None = None
-    removal: str | Removal = "blur"
-    on_canvas: bool = True
-    variant: str = "preservation"
-    step: int | None = None
-    sigma: int | None = None
-
-    def __post_init__(self):
-        given = isinstance(self.areas, Iterable)
-        require(given, "areas", self.areas, "rising shares between 0 and 1")
-        areas = tuple(self.areas)
-        ordered = all(0 < v < 1 for v in areas) and list(areas) == sorted(set(areas))
-        require(len(areas) > 0 and ordered, "areas", self.areas, "rising shares between 0 and 1")
-        object.__setattr__(self, "areas", areas)
-        require(self.iterations is not None, "iterations", None, "a whole number, at least 1")
-        lengths = ("kernel_length", 0), ("kernel_size", 1), ("step", 1), ("sigma", 1)
-        for name, least in (("iterations", 1), *lengths):
-            value = getattr(self, name)
-            fits = value is None or (type(value) is int and value >= least)
-            require(fits, name, value, f"a whole number, at least {least}")
-        for name in ("learning_rate", "area_growth"):
-            require(_real(getattr(self, name), above=0), name, getattr(self, name), "more than 0")
-        for name in ("area_weight", "core_weight"):
-            require(_real(getattr(self, name)), name, getattr(self, name), "at least 0")
-        for name in ("momentum", "dampening", "core_start"):
-            value = getattr(self, name)
-            require(_real(value) and value <= 1, name, value, "between 0 and 1")
-        one_of("optimiser", self.optimiser, ("sgd", "adam"))
-        one_of("kernel_shape", self.kernel_shape, ("ellipsoid", "cylinder"))
-        one_of("core_form", self.core_form, ("printed", "released"))
-        one_of("reward", self.reward, (None, "probability", "log"))
-        one_of("variant", self.variant, ("preservation", "deletion", "dual"))
-        object.__setattr__(self, "removal", removals.named(self.removal))
-
-
-def _real(value, above: float | None = None) -> bool:
-    """Whether ``value`` is a finite number of at least 0, or of more than ``above``."""
-    number = isinstance(value, int | float) and math.isfinite(value)
-    return number and (value >= 0 if above is None else value > above)
-
-
-PRESETS = {
-    "default": Settings(),
-    "printed": Settings(removal=removals.blur(levels=2), on_canvas=False),
-    "released": Settings(areas=(0.05, 0.10, 0.15, 0.50), reward="log", core_form="released"),
-    "fast": Settings(iterations=60, optimiser="adam", learning_rate=0.1, reward="log"),
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,15 +84,12 @@ class StepResult:
 
     def __repr__(self):
         n, _, *size = self.masks.shape
-        done = self.history["iteration"].nunique()
-        phi = ", ".join(
-            f"{area:.3g}: {values.mean():.2f}"
-            for area, values in zip(self.areas, self.probabilities.T, strict=True)
-        )
+        phi = zip(self.areas, self.probabilities.mean(0).tolist(), strict=True)
         return (
-            f"StepResult of {n} clips {tuple(size)} after {done} iterations, {self.precision} on "
-            f"{self.device}; mean probability of the clip: {self.clip_probability.mean():.2f}, by "
-            f"area: {phi}"
+            f"StepResult of {n} clips {tuple(size)} after {self.history['iteration'].nunique()} "
+            f"iterations, {self.precision} on {self.device}; mean probability of the clip: "
+            f"{self.clip_probability.mean():.2f}, by area: "
+            + ", ".join(f"{area:.3g}: {value:.2f}" for area, value in phi)
         )
 
     @property
@@ -315,207 +194,142 @@ def step(
     >>> found.masks.shape
     torch.Size([1, 4, 8, 48, 48])
     """
-    _checks.model(model)
-    check_clips(clips)
-    given = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)
-    require(given, "batch_size", batch_size, "at least 1")
-    settings, score = _settings(preset, options, clips.shape[2:]), named_score(score)
-    bar = partial(tqdm, disable=not progress, leave=False)
-    return _explain(model, clips.detach(), targets, settings, score, batch_size, bar, callback)
+    settings = settings_for(preset, options, check_clips(clips).shape[2:])
+    if batch_size is None:
+        batch_size = _batch_size(model, clips, targets, settings, score)
+    parts = []
 
+    def run(*given):
+        parts.append(optimised(*given, settings, callback))
+        if parts[-1]["interrupted"].any():
+            raise KeyboardInterrupt
+        return parts[-1] | {"maps": parts[-1]["masks"].sum(1)}
 
-def _explain(
-    model, clips, targets, settings: Settings, score: Score, batch_size, bar, callback=None
-) -> StepResult:
-    """Return what `step` does, of arguments that have been checked."""
-    device = device_of(model, clips.device)
-    with frozen(model), torch.enable_grad():
-        clips = clips.clone() if clips.is_inference() else clips
-        targets = check_targets(targets, len(clips), device)
-        first = clips[:1].to(device), targets, score
-        check_model(model, *first, gradient=True)
-        if batch_size is None:
-            batch_size = 4
-            if device.type == "cuda":
-                one = first[0], targets[:1], replace(settings, iterations=1), score
-                with uncompiled(model), uncompiled_if(True):
-                    batch_size = batch_that_fits(lambda: _optimise(model, *one, Work().bar), device)
-        parts = []
-        for start in range(0, len(clips), batch_size):
-            chunk = slice(start, start + batch_size)
-            # a copy: the model may write into it
-            shown = clips[chunk].to(device, copy=True), targets[chunk]
-            passes = len(shown[0]) * len(settings.areas) * settings.iterations
-            with uncompiled_if(passes < PAYS):
-                parts.append(_optimise(model, *shown, settings, score, bar, callback))
-            if parts[-1][-1]:  # interrupted
-                break
-    *found, histories, stopped = zip(*parts, strict=True)
-    masks, kept, of_clips, chance = (torch.cat(values).to(clips.device) for values in found)
-    result = StepResult(
-        masks=masks,
-        areas=settings.areas,
-        probabilities=kept,
-        clip_probability=of_clips,
-        random_probabilities=chance,
-        visible_share=masks.mean((2, 3, 4)),
-        history=_history(histories, settings),
-        settings=settings,
-        score=score,
-        interrupted=any(stopped),
-        precision=precision_of(model, clips.dtype),
-        device=str(device),
+    row = replace(
+        METHODS["step"], run=run, review=lambda *given: warn_worthless(*given[:2], options)
     )
-    if not result.interrupted:
-        _warn_worthless(result)
-    return result
+    given = {"score": score, "batch_size": batch_size, "progress": progress}
+    try:
+        results(row, model, clips, targets, **given)
+    except KeyboardInterrupt:
+        if not parts or not parts[-1]["interrupted"].any():
+            raise
+    found = {name: torch.cat([part[name] for part in parts]).to(clips.device) for name in parts[0]}
+    return StepResult(
+        areas=settings.areas,
+        settings=settings,
+        score=named_score(score),
+        precision=precision_of(model, clips.dtype),
+        device=str(device_of(model, clips.device)),
+        history=_history(found.pop("history"), settings.areas),
+        interrupted=bool(found.pop("interrupted").any()),
+        **found,
+    )
 
 
-FIELDS = tuple(Settings.__dataclass_fields__)
-_method = partial(
-    method,
-    family="perturbation",
-    resolution="disc of about 11 px at 112, frame",
-    needs_gradient=True,
-    whole=True,
-)
-
-
-def _filled(options: dict, size) -> dict:
-    preset = options.pop("preset", "default")
-    return {"settings": _settings(preset, options, size)}
-
-
-@_method(
-    "step",
-    order=24,
-    label="STEP",
-    source="Eqs. 1-11; Li 2021",
-    options=("preset", *FIELDS),
-    fill=_filled,
-)
-def _step(model: nn.Module, clips: Tensor, targets: Tensor, work: Work, **options) -> dict:
-    """Return what `step` finds; its heatmap is the map."""
-    settings = _filled(options, clips.shape[2:])["settings"]
-    found = _explain(model, clips, targets, settings, work.score, work.batch_size, work.bar)
-    if found.interrupted:  # a map does not tell that it is half done; StepResult does
-        raise KeyboardInterrupt
-    names = "masks", "probabilities", "clip_probability", "random_probabilities", "visible_share"
-    return {"maps": found.heatmap} | {name: getattr(found, name) for name in names}
-
-
-@_method(
-    "extremal_perturbation",
-    order=23,
-    label="Extremal Perturbation",
-    source="Eq. 5; Fong 2019",
-    options=("preset", *(name for name in FIELDS if not name.startswith(("kernel", "core")))),
-    fill=lambda options, size: _filled(options | {"kernel_length": 0}, size),
-)
-def extremal_perturbation(model, clips: Tensor, targets: Tensor, work: Work, **options) -> dict:
-    """Extremal Perturbation (Fong, Patrick, Vedaldi 2019): STEP without L_K, Eq. 5; (N, T, H, W).
-
-    The map is STEP's, the masks of all areas added up and blurred.
-
-    Parameters
-    ----------
-    **options
-        Those of `step` that do not concern L_K: ``areas=``, ``iterations=``, ``variant=``, ...
-    """
-    return _step(model, clips, targets, work, **options, kernel_length=0)
-
-
-def _warn_worthless(found: StepResult) -> None:
+def warn_worthless(found: dict[str, Tensor], score: Score, options: dict) -> None:
     """Warn of clips of which no mask does better than random ones."""
-    gain = found.probabilities - found.random_probabilities
-    gain = -gain if found.settings.variant == "deletion" else gain
-    clip = found.clip_probability[:, None]
-    least = LEAST_GAIN if found.score.log else LEAST_GAIN * clip.abs()
+    gain = found["probabilities"] - found["random_probabilities"]
+    gain = -gain if options.get("variant") == "deletion" else gain
+    clip = found["clip_probability"][:, None]
+    least = LEAST_GAIN if score.log else LEAST_GAIN * clip.abs()
     clips = (gain < least).all(1).nonzero()[:, 0].tolist()
     if clips:
-        whole, chance = clip[clips[0]].item(), found.random_probabilities[clips[0]].max().item()
+        whole, chance = clip[clips[0]].item(), found["random_probabilities"][clips[0]].max().item()
         warn(
             f"step: no mask of clips {clips} does better than random masks of its area by "
-            f"{LEAST_GAIN} or more (clip {clips[0]}: {found.score.name} {whole:.2f} of the whole, "
+            f"{LEAST_GAIN} or more (clip {clips[0]}: {score.name} {whole:.2f} of the whole, "
             f"up to {chance:.2f} of random masks); what they show is no evidence"
         )
 
 
-def _settings(preset: str, options: dict, size) -> Settings:
-    """Return the preset with ``options`` in it, and with what follows from them and the size."""
-    one_of("preset", preset, PRESETS)
-    names = [field.name for field in fields(Settings)]
-    for name in options:
-        one_of("option", name, names)
-    chosen = replace(PRESETS[preset], **options)
-    frames, height, width = size
-    scaled = MaskGeometry.scaled(height, width)
-    size = min(height, width, max(5, round(in_proportion(11, size))))
-    implied = {
-        "kernel_length": kernel_length(8, frames),
-        "kernel_size": size - (size + 1) % 2,  # odd: an even ellipsoid has no poles
-        "step": scaled.step,
-        "sigma": scaled.sigma,
-        "reward": "log" if chosen.variant == "deletion" else "probability",
-    }
-    return replace(
-        chosen,
-        **{name: value for name, value in implied.items() if getattr(chosen, name) is None},
-    )
+discs = partial(
+    method,
+    family="perturbation",
+    resolution="disc of about 11 px at 112, frame",
+    needs_gradient=True,
+    optimises=True,
+    review=warn_worthless,
+)
+OPTIONS = ("preset", *Settings.__dataclass_fields__)
 
 
-def _optimise(
-    model, clips: Tensor, targets: Tensor, settings: Settings, score: Score, bar, callback=None
-):
-    """Optimise all areas of a few clips.
+def filled(options: dict, size) -> dict:
+    """Return the settings that options of "step" come to."""
+    return {"settings": settings_for(options.pop("preset", "default"), options, size)}
 
-    Returns masks (n, A, T, H, W), their score (n, A), that of the clips (n,) and of random masks
-    (n, A), history (iterations, 3, n, A), interrupted.
+
+@discs("step", order=24, label="STEP", source="Eqs. 1-11; Li 2021", options=OPTIONS, fill=filled)
+def step_map(model, clips, targets, work, **options) -> dict:
+    """Return what `step` finds; its heatmap is the map."""
+    found = optimised(model, clips, targets, work, **filled(options, clips.shape[2:]))
+    if found.pop("interrupted").any():  # a map does not tell that it is half done
+        raise KeyboardInterrupt
+    found.pop("history")
+    return {"maps": heatmap(found["masks"])} | found
+
+
+def _batch_size(model, clips: Tensor, targets, settings: Settings, score) -> int:
+    """Return how many clips to optimise side by side: 4, or as many as a GPU's memory takes."""
+    device = device_of(model, clips.device)
+    if device.type != "cuda":
+        return 4
+    once, work = replace(settings, iterations=1), Work(named_score(score))
+    one = clips[:1].detach().to(device), check_targets(targets, len(clips), device)[:1], work, once
+    with frozen(model), uncompiled(model):
+        return batch_that_fits(lambda: optimised(model, *one), device)
+
+
+@torch.enable_grad()
+def optimised(model, clips, targets, work: Work, settings: Settings, callback=None) -> dict:
+    """Optimise all areas of n clips side by side.
+
+    Returns the tensors of a `StepResult`, ``"history"`` (n, iterations, 3, A), NaN where it was
+    interrupted, and ``"interrupted"`` (n,).
     """
-    n, A, frames = len(clips), len(settings.areas), clips.shape[2]
+    with uncompiled_if(len(clips) * len(settings.areas) * settings.iterations < PAYS):
+        return _optimise(model, clips, targets, work, settings, callback)
+
+
+def _optimise(model, clips, targets, work: Work, settings: Settings, callback) -> dict:
+    shape, interrupted = (len(clips), len(settings.areas)), False
     geometry = MaskGeometry(*clips.shape[-2:], settings.step, settings.sigma)
-    ladder = settings.removal.ladder(clips)
-    unit = score.unit(model, clips, settings.removal.nothing(clips), targets)
-    objective = _Objective(settings, geometry, clips, score, unit)
-    each = targets.repeat_interleave(A)
     network = compiled(model) if worth_it(clips) and getattr(model, "compiles", False) else model
-    seeds = clips.new_ones(n, A, frames, *geometry.seeds, requires_grad=True)
+    objective = Objective(network, clips, targets, settings, work.score, geometry)
+    seeds = clips.new_ones(*shape, clips.shape[2], *geometry.seeds, requires_grad=True)
     optimiser = _optimiser(settings, seeds)
-    history = clips.new_zeros(settings.iterations, 3, n, A)
-    done, interrupted = 0, False
+    history = clips.new_full((settings.iterations, 3, *shape), math.nan)
     try:
-        for done in bar(range(settings.iterations), desc="STEP"):
+        for done in work.bar(range(settings.iterations), desc="STEP"):
             canvas = geometry.spread(seeds)
-            masks = geometry.crop(canvas)
-            scores = _scores(network, ladder, masks, each, settings.variant, score)
-            if callback is not None:
-                phi = objective.values(scores)[0].detach().view(n, A)
-                if callback(done, masks.detach(), phi):
-                    raise KeyboardInterrupt
-            energy, terms = objective(scores, canvas, done / settings.iterations)
-            optimiser.zero_grad()
-            energy.backward()
+            energy, terms = objective(canvas, done / settings.iterations)
+            if callback and callback(done, geometry.crop(canvas).detach(), terms[0]):
+                raise KeyboardInterrupt
+            (seeds.grad,) = torch.autograd.grad(energy, seeds)
             optimiser.step()
             with torch.no_grad():
                 seeds.clamp_(0, 1)
             history[done] = terms
-        done = settings.iterations
     except KeyboardInterrupt:
         interrupted = True
+    objective.model = model
     with torch.no_grad(), uncompiled_if(True):  # programs without a gradient would be others
-        masks = geometry.crop(geometry.spread(seeds.detach())).contiguous()
-
-        def seen(masks):
-            found = _scores(model, ladder, masks, each, settings.variant, score)
-            return objective.values(found)[0].view(n, A)
-
-        phi, whole = seen(masks), score(model(clips), targets).to(clips)
-        draws = 0 if interrupted else RANDOM_MASKS
-        chance = [seen(random_masks(masks, seed)) for seed in range(draws)]
-        chance = chance or [torch.full_like(phi, math.nan)]
+        masks = geometry.crop(geometry.spread(seeds)).contiguous()
+        tried = [masks, *(random_masks(masks, seed) for seed in range(RANDOM_MASKS))]
+        tried = tried[:1] if interrupted else tried
+        phi, *chance = (objective.values(objective.scores(each))[0] for each in tried)
+        whole = work.score(model(clips), targets).to(clips)
     finite = bool(torch.isfinite(phi).all()) and bool(torch.isfinite(masks).all())
     require(finite, "model", "NaN during the optimisation", "finite logits and gradients")
-    return masks, phi, whole, torch.stack(chance).mean(0), history[:done].cpu(), interrupted
+    return {
+        "masks": masks,
+        "probabilities": phi,
+        "clip_probability": whole,
+        "random_probabilities": sum(chance) / len(chance) if chance else phi * math.nan,
+        "visible_share": masks.mean((2, 3, 4)),
+        "history": history.permute(2, 0, 1, 3),
+        "interrupted": torch.full_like(whole, interrupted, dtype=torch.bool),
+    }
 
 
 def _optimiser(settings: Settings, seeds: Tensor) -> torch.optim.Optimizer:
@@ -525,74 +339,10 @@ def _optimiser(settings: Settings, seeds: Tensor) -> torch.optim.Optimizer:
     return torch.optim.SGD([seeds], rate, momentum=settings.momentum, dampening=settings.dampening)
 
 
-def _scores(model, ladder, masks, targets, variant, score: Score) -> list[Tensor]:
-    """Return log Φ_c (another score as it is), flat (N·A,), of what the variant looks at.
-
-    One tensor; for ``"dual"`` two, what is kept first.
-    """
-    views = {"preservation": [masks], "deletion": [1 - masks], "dual": [masks, 1 - masks]}[variant]
-    kept = torch.cat([fused(read, view)(ladder, view).flatten(0, 1) for view in views])
-    found = (score.log or score.value)(model(kept), targets.repeat(len(views)))
-    return list(found.to(masks).chunk(len(views)))
-
-
-class _Objective:
-    """Eq. 11 for all clips and areas at once."""
-
-    def __init__(
-        self, settings: Settings, geometry: MaskGeometry, clips: Tensor, score: Score, unit: Tensor
-    ):
-        self.settings, self.geometry, self.logs = settings, geometry, score.log is not None
-        self.unit = None if self.logs else unit.repeat_interleave(len(settings.areas))
-        frames = clips.shape[2]
-        cells = frames * math.prod(geometry.seeds)
-        self.balance = cells / FULL_SEEDS
-        self.kernel = None
-        if settings.kernel_length:
-            kernel = core_kernel(
-                settings.kernel_length, settings.kernel_size, settings.kernel_shape
-            )
-            self.kernel = kernel.to(clips)
-
-    def values(self, scores: list[Tensor]) -> list[Tensor]:
-        """Return Φ_c from its logarithm; other scores are themselves."""
-        return [score.exp() for score in scores] if self.logs else scores
-
-    def __call__(self, scores: list[Tensor], canvas: Tensor, time: float) -> tuple[Tensor, Tensor]:
-        """Return the energy summed over clips and areas, and its terms (3, n, A) for the record.
-
-        ``scores`` are those of `_scores`; ``time`` in [0, 1) is the share of the iterations done.
-        """
-        s = self.settings
-        mask = canvas if s.on_canvas else self.geometry.crop(canvas)
-        area = area_loss(mask, s.areas)
-        lambda1 = self.balance * s.area_weight * s.area_growth**time
-        energy = lambda1 * area.sum()
-        core = torch.zeros_like(area)
-        if self.kernel is not None:
-            core = core_loss(mask, s.areas, self.kernel, s.core_form)
-            if time >= s.core_start:
-                energy = energy + self.balance * s.core_weight * core.sum()
-        phi = self.values(scores)
-        rewards = scores if s.reward == "log" else phi
-        if not self.logs:
-            rewards = [score / self.unit for score in scores]
-        kept = rewards[0] if s.variant != "deletion" else -rewards[0]
-        energy = energy - kept.sum() + (rewards[1].sum() if s.variant == "dual" else 0)
-        return energy, torch.stack([phi[0].view_as(area), area, core]).detach()
-
-
-def _history(parts, settings: Settings) -> pd.DataFrame:
-    """Stack histories (iterations, 3, n, A) of several batches into one long table."""
-    tables, clip = [], 0
-    for part in parts:
-        done, _, n, _ = part.shape
-        index = pd.MultiIndex.from_product(
-            [range(done), range(clip, clip + n), settings.areas],
-            names=["iteration", "clip", "area"],
-        )
-        columns = ["probability", "area_loss", "core_loss"]
-        values = part.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
-        tables.append(pd.DataFrame(values, index, columns).reset_index())
-        clip += n
-    return pd.concat(tables, ignore_index=True)
+def _history(values: Tensor, areas) -> pd.DataFrame:
+    """Turn histories (N, iterations, 3, A) into one long table."""
+    counts = (range(n) for n in values.shape[:2])
+    index = pd.MultiIndex.from_product([*counts, areas], names=["clip", "iteration", "area"])
+    columns = ["probability", "area_loss", "core_loss"]
+    table = pd.DataFrame(values.transpose(2, 3).reshape(-1, 3).cpu().numpy(), index, columns)
+    return table.dropna().reset_index()  # without what was interrupted
