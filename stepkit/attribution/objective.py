@@ -38,8 +38,18 @@ def _thresholds(values: Tensor, counts: list[int]) -> Tensor:
         rows = values.detach().numpy()
         found = [np.partition(rows[:, a], n - k, 1)[:, n - k] for a, k in enumerate(counts)]
         return torch.from_numpy(np.stack(found, 1))[..., None]
-    largest = values.topk(max(counts), 2).values
-    return torch.stack([largest[:, a, k - 1] for a, k in enumerate(counts)], 1)[..., None]
+    # infinite values let one rank fit all areas: one selection fills a GPU, one for each does not
+    more = _infinities(tuple(counts), values.device, values.dtype).expand(len(values), -1, -1)
+    full = torch.cat([values, more], 2)
+    return full.kthvalue(full.shape[2] - max(counts) + 1, 2, keepdim=True).values
+
+
+@cache
+def _infinities(counts: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return rows (A, ...) of ∞ and −∞ that make the counts[a]-th largest the max(counts)-th."""
+    rank = torch.arange(max(counts) - min(counts))
+    ahead = rank < max(counts) - torch.tensor(counts)[:, None]
+    return torch.where(ahead, math.inf, -math.inf).to(device, dtype)
 
 
 @cache
