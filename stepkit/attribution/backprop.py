@@ -13,6 +13,8 @@ from stepkit.attribution._calls import Redirect, passing
 from stepkit.attribution._methods import method
 from stepkit.removal import black
 
+__all__ = ["deconvnet", "deeplift", "guided_backprop"]
+
 _method = partial(method, family="backprop", needs_gradient=True, reads_layers=True)
 
 

@@ -19,6 +19,8 @@ from stepkit.attribution._methods import method
 from stepkit.attribution.occlusion import masked_scores
 from stepkit.removal import fade
 
+__all__ = ["cam", "grad_cam", "grad_cam_pp", "score_cam", "upsample"]
+
 _method = partial(
     method, family="activation", reads_layers=True, resolution="cell and step of the layer"
 )

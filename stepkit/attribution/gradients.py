@@ -15,6 +15,19 @@ from stepkit.attribution._methods import Work, method
 from stepkit.models.scores import Score
 from stepkit.removal import gaussian_blur, named
 
+__all__ = [
+    "blur_ig",
+    "blur_path_gradient",
+    "gradient",
+    "gradient_x_input",
+    "input_gradient",
+    "integrated_gradients",
+    "mean_gradient",
+    "path_gradient",
+    "smoothgrad",
+    "smoothgrad_squared",
+]
+
 DIFFERENCE = 0.01  # pixels of blur, for ∂g/∂σ in blur IG; the released code's
 
 _method = partial(method, family="gradient", needs_gradient=True)

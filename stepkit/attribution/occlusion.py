@@ -18,6 +18,8 @@ from stepkit.attribution._methods import method
 from stepkit.attribution.supervoxels import supervoxels
 from stepkit.removal import Removal, named, read
 
+__all__ = ["lime", "masked_scores", "occlusion", "rise"]
+
 LIME_WIDTH = 0.25  # of the kernel that weighs a sample by its distance from the clip
 LIME_RIDGE = 1.0  # penalty on the squared coefficients
 

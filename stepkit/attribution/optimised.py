@@ -18,6 +18,16 @@ from stepkit.attribution.cam import upsample
 from stepkit.attribution.step import OPTIONS, discs, filled, step_map
 from stepkit.removal import blur, named, read
 
+__all__ = [
+    "descend",
+    "extremal_perturbation",
+    "fg_vis",
+    "i_gos",
+    "line_search",
+    "meaningful_perturbation",
+    "variation",
+]
+
 CELLS = 28  # mask cells along an edge in the sources, 8 px each on a 224×224 image
 EQUATION_2 = blur(levels=2)
 

@@ -16,6 +16,8 @@ from stepkit.attribution._rules import Rules, relevance
 from stepkit.attribution.cam import upsample
 from stepkit.models.scores import Score
 
+__all__ = ["excitation_backprop", "lrp"]
+
 _method = partial(method, family="backprop", needs_gradient=True, reads_layers=True)
 
 

@@ -17,6 +17,8 @@ from stepkit import _kernels
 from stepkit._checks import in_proportion, require
 from stepkit._compiling import fused
 
+__all__ = ["MaskGeometry", "random_masks"]
+
 SHARPNESS = 20.0  # of the smooth max
 _BITS = SHARPNESS / math.log(2)  # exp(20z) is computed as 2^(_BITS·z): a third of the time on a CPU
 

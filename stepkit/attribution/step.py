@@ -32,6 +32,8 @@ from stepkit.models.scores import PROBABILITY, Read, Score
 from stepkit.models.scores import named as named_score
 from stepkit.removal import gaussian_blur
 
+__all__ = ["StepResult", "filled", "heatmap", "optimised", "step", "step_map", "warn_worthless"]
+
 RANDOM_MASKS = 4  # to compare each mask with
 LEAST_GAIN = 0.02  # of probability; of other scores, relative to the clip's
 

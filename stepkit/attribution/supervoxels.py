@@ -11,6 +11,8 @@ from torch import Tensor
 from stepkit._checks import require, tensor
 from stepkit.clips import unnormalise
 
+__all__ = ["side_by_side", "supervoxels"]
+
 
 def supervoxels(clip: Tensor, segments: int, sigma: float = 0.8) -> Tensor:
     """Cut a clip into about ``segments`` connected supervoxels (SLIC-zero, §V-B).

@@ -12,6 +12,8 @@ from stepkit.attribution.gradients import path_gradient
 from stepkit.attribution.supervoxels import side_by_side, supervoxels
 from stepkit.removal import constant
 
+__all__ = ["rank_regions", "xrai"]
+
 _method = partial(method, family="gradient", needs_gradient=True)
 
 LEAST = 50 / (16 * 112 * 112)  # share of the clip that a region must add: 50 voxels, released
