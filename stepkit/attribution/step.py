@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stepkit._checks import clips as check_clips
 from stepkit._checks import in_proportion, require, warn
+from stepkit._checks import model as check_net
 from stepkit._checks import targets as check_targets
 from stepkit._compiling import PAYS, compiled, uncompiled_if, worth_it
 from stepkit.attribution._door import results
@@ -197,6 +198,7 @@ def step(
     torch.Size([1, 4, 8, 48, 48])
     """
     settings = settings_for(preset, options, check_clips(clips).shape[2:])
+    check_net(model)
     if batch_size is None:
         batch_size = _batch_size(model, clips, targets, settings, score)
     parts = []
