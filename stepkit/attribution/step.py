@@ -198,9 +198,8 @@ def step(
     torch.Size([1, 4, 8, 48, 48])
     """
     settings = settings_for(preset, options, check_clips(clips).shape[2:])
-    check_net(model)
     if batch_size is None:
-        batch_size = _batch_size(model, clips, targets, settings, score)
+        batch_size = _batch_size(check_net(model), clips, targets, settings, score)
     parts = []
 
     def run(*given):
@@ -209,9 +208,8 @@ def step(
             raise KeyboardInterrupt
         return parts[-1] | {"maps": parts[-1]["masks"].sum(1)}
 
-    row = replace(
-        METHODS["step"], run=run, review=lambda *given: warn_worthless(*given[:2], options)
-    )
+    review = lambda *given: warn_worthless(*given[:2], options)  # noqa: E731
+    row = replace(METHODS["step"], run=run, review=review)
     given = {"score": score, "batch_size": batch_size, "progress": progress}
     try:
         results(row, model, clips, targets, **given)
