@@ -12,17 +12,18 @@ name          what tells the class                what else there is
 ============  ==================================  ===============================================
 
 Patterns are soft (0.12 to 0.25 to either side of a plain colour), as light on dark as dark on
-light, and alike in mean and strength. In training a decoy's class is drawn regardless of the
-clip's, so that it tells nothing; in the other parts it is another one, so that nothing but the
-actor shows the clip's. No still frame of ``course`` tells its class: the figure goes round a torus,
-off the frame on one side and back on the other, from a start that is uniform on it.
+light, and alike in mean and strength. Outside the test part a ninth class shows none, or stands
+still: else a network calls that one of the eight, whose evidence could not be removed. In training
+a decoy's class is drawn regardless of the clip's, so that it tells nothing; elsewhere it is another
+one, so that nothing but the actor shows the clip's. No still frame of ``course`` tells its class:
+the figure goes round a torus, off the frame and back on the other side, from anywhere alike.
 
 A scene is one of 61 images of a part, procedural textures (noise with random spectrum, direction,
 sharpness and colours), mixed in patches with a photograph (of those that ship inside scikit-image);
 each clip cuts, turns and warps both anew, with a random gain. No two parts share either. Clips take
 turns in scenes and in classes; 61 is prime, so that each scene has all classes. Random numbers are
-a hash of integers, so that a clip is the same on each device, within rounding, whatever its batch.
-All of it was chosen once, before any attribution was computed on it.
+a hash of integers: a clip is the same on each device, within rounding, whatever its batch. All of
+it was chosen once, before any attribution was computed on it.
 """
 
 import functools
@@ -46,8 +47,8 @@ PHOTOGRAPHS = {
     "val": ("camera", "immunohistochemistry", "cell"),
     "test": ("cat", "coins", "gravel", "retina", "clock"),
 }
-_SHOWN = ["across", "along", "rising", "falling", "checks", "diamonds", "rings", "spokes"]
-_COURSES = ["right", "down right", "down", "down left", "left", "up left", "up", "up right"]
+_SHOWN = ["across", "along", "rising", "falling", "checks", "diamonds", "rings", "spokes", "none"]
+_COURSES = ["right", "down right", "down", "down left", "left", "up left", "up", "up right", "none"]
 CLASSES = {"needle": _SHOWN, "decoy": _SHOWN, "course": _COURSES}
 
 
@@ -77,14 +78,11 @@ _sample = functools.partial(F.grid_sample, align_corners=False)
 class Scenes(Synthetic):
     """Generated clips with exact ground truth, drawn many at a time, on any device.
 
-    Parameters and attributes are those of `stepkit.data.Synthetic`, and
-
     Parameters
     ----------
-    name : str
-        ``"needle"``, ``"decoy"`` or ``"course"``.
-    device : str or torch.device
-        Where clips are drawn, and stay.
+    name, ...
+        ``"needle"``, ``"decoy"`` or ``"course"``; the others as of `stepkit.data.Synthetic`.
+    device : where clips are drawn, and stay
 
     Attributes
     ----------
@@ -102,7 +100,8 @@ class Scenes(Synthetic):
 
     def __init__(self, name, split="test", n=100, frames=8, size=48, seed=0, device="cpu"):
         super().__init__(name, split, n, frames, size, seed)
-        self.device = torch.device(device)
+        self.device, K = torch.device(device), len(self.classes)
+        self.targets = [i % (K - (split == "test")) for i in range(n)]
         self.scenes = [f"{name}_{split}_{seed}_s{i % SCENES:02d}" for i in range(n)]
         self.ids = [f"{scene}_{i:05d}" for i, scene in enumerate(self.scenes)]
 
@@ -118,7 +117,7 @@ class Scenes(Synthetic):
         ]
 
     def render(self, indices, *, targets=None, around=0, plain=False) -> tuple[Tensor, Tensor]:
-        """Return clips (N, 3, T, H, W) and where their evidence is, bool (N, T, H, W).
+        """Return clips (N, 3, T, H, W) and where evidence is, or would be, bool (N, T, H, W).
 
         Parameters
         ----------
@@ -127,11 +126,13 @@ class Scenes(Synthetic):
         around : int
             1, 2, ...: other scenes and decoys; actor and camera stay as they are.
         plain : bool
-            The actor never shows its pattern; of ``course``, it stands still.
+            All are of the ninth class.
         """
-        kind, K = KINDS[self.name], len(self.classes)
+        kind, last = KINDS[self.name], len(self.classes) - 1
         at = torch.as_tensor(indices, device=self.device)
-        label = at % K if targets is None else torch.as_tensor(targets, device=self.device)
+        own_class = at % (last + (self.split != "test"))
+        label = own_class if targets is None else torch.as_tensor(targets, device=self.device)
+        label = torch.full_like(label, last) if plain else label
         facts = self.seed, [*PHOTOGRAPHS].index(self.split), [*KINDS].index(self.name), self.epoch
         own, other = (_Draws(*facts, stream, at) for stream in (0, 1 + around))
         camera = _camera(own, kind, self.frames)
@@ -139,24 +140,24 @@ class Scenes(Synthetic):
         frames = _background(other, self, scene, camera)
         order = torch.arange(self.frames, device=self.device)
         for _ in range(kind.decoys):
-            shift = other(0 if self.split == "train" else 1, K).long()
-            self._paint(frames, other, camera, (at + shift) % K, kind.decoy, order >= 0)
+            shift = other(0 if self.split == "train" else 1, last).long()
+            self._paint(frames, other, camera, (own_class + shift) % last, kind.decoy, order >= 0)
         length = max(1, round(kind.shown * self.frames))
         order = order - (own(0, 1, 1) * (self.frames - length + 1)).floor()
         shown = (order >= 0) & (order < length)
-        alpha = self._paint(frames, own, camera, label, kind.actor, shown, plain)
+        alpha = self._paint(frames, own, camera, label, kind.actor, shown)
         return frames, (alpha > 0.5) & shown[..., None, None]
 
-    def _paint(self, frames, draw, camera, label, silhouette, shown, plain=False) -> Tensor:
+    def _paint(self, frames, draw, camera, label, silhouette, shown) -> Tensor:
         """Paint one thing into each clip; return its opacity (N, T, H, W)."""
         kind, unit, (clock, shift, zoom) = KINDS[self.name], min(self.size) / 48, camera
         scale, start, way = draw(*kind.scale, 1), draw(-0.5, 0.5, 1, 2), draw(0, 8)
-        room, pattern = torch.tensor(self.size, device=self.device) / unit, label
-        still, hidden = plain and self.name == "course", plain and self.name != "course"
+        room, pattern = torch.tensor(self.size, device=self.device) / unit, label % 8
+        going, inked = 1, (label < 8)[:, None, None]
         if self.name == "course":
-            way, pattern = label, way.long()
+            way, pattern, going, inked = label, way.long(), inked, 1
         way = torch.stack([(way * math.pi / 4).sin(), (way * math.pi / 4).cos()], 1)[:, None]
-        path = clock[:, None] * way * draw(0.7, 1, 1, 1) * (0 if still else kind.path)
+        path = clock[:, None] * way * draw(0.7, 1, 1, 1) * kind.path * going
         if self.name == "course":  # round the torus
             path = (start * room + room / 2 + path) % room - room / 2
         else:
@@ -164,8 +165,7 @@ class Scenes(Synthetic):
         if kind.zoom:  # it lies in the scene
             path = path * zoom[..., None] + shift
         tone = draw(-1, 1, 1).sign() * draw(0.12, 0.25, 1) * draw(0.8, 1.2, 3)
-        tone = tone[..., None] * (shown * (not hidden)).unsqueeze(-2)
-        colours = draw(0.2, 0.8, 3)[..., None], tone
+        colours = draw(0.2, 0.8, 3)[..., None], tone[..., None] * shown.unsqueeze(-2) * inked
         largest = unit * kind.scale[1] * (1 + kind.zoom / 2)
         sides = [2 * math.ceil(each * largest + 1) for each in _REACH[silhouette]]
         sprite = _sprites(self.device)[[*_REACH].index(silhouette), pattern]
@@ -213,7 +213,7 @@ def _camera(draw: _Draws, kind: Kind, frames: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _background(draw: _Draws, data: Scenes, scene: Tensor, camera) -> Tensor:
-    """Film a scene: its two images are put on a canvas, which the camera moves over."""
+    """Film a scene: a canvas, which the camera moves over."""
     (_, shift, zoom), kind, size, unit = camera, KINDS[data.name], data.size, min(data.size) / 48
     reach = (max(size) / 2 + (kind.pan / 2 + 1.5) * unit) / (1 - kind.zoom / 2)  # of the canvas
     canvas = _canvas(draw, _bank(data.split, max(size), data.device), scene, math.ceil(2 * reach))
@@ -334,12 +334,12 @@ def _texture(seed: int, side: int = 256) -> Tensor:
 def verify(model: nn.Module, data: Scenes, indices) -> dict[str, Tensor]:
     """Tell of each clip whether a network reads its class off the actor, by filming it again.
 
-    Returned are bool (N,): ``follows`` (it sees another class on the actor), ``stays`` (it sees the
-    class in another scene with other decoys), ``falls`` (the class's probability at least halves
-    where the actor is plain).
+    Bool (N,): ``follows`` (it sees another class on the actor), ``stays`` (it sees the class in
+    another scene with other decoys), ``falls`` (its probability halves where the actor is plain).
     """
     at, K = torch.as_tensor(indices, device=data.device), len(data.classes)
-    target, other = at % K, (at + 1 + at // K % (K - 1)) % K
+    target = torch.tensor([data.targets[i] for i in indices], device=data.device)
+    other = (target + 1 + at % (K - 2)) % (K - 1)
 
     def seen(**way) -> Tensor:
         with torch.no_grad():
